@@ -1,0 +1,41 @@
+# Everything runs in .venv, which every target below brings up by itself.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := .tools
+UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint typecheck clean
+
+help: ## show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with everything in it (a second call is instant)
+
+demo: $(READY) ## train on the embedded glyphs and print the test accuracy (no download)
+	@$(BIN)/fsl train experiment=demo
+
+test: $(READY) ## run the whole test suite
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## check style with ruff
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+typecheck: $(READY) ## check types with mypy
+	@$(BIN)/mypy
+
+clean: ## remove .venv, tools and caches (runs in outputs/ stay)
+	@rm -rf $(VENV) $(TOOLS) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml | $(UV)
+	@env -u VIRTUAL_ENV $(UV) sync --quiet --extra learn2learn
+	@touch $@
+
+$(TOOLS)/bin/uv:
+	@echo "fetching uv into $(TOOLS)/"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(TOOLS) uv

@@ -1,0 +1,1 @@
+"""fsl: few-shot and meta-learning experiments from one command line."""

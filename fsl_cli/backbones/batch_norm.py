@@ -1,0 +1,107 @@
+"""Batch normalisation whose statistics are a stated choice.
+
+`torch.nn.BatchNorm2d` ties the choice to `train()` and `eval()` and writes its running averages in the middle of a
+forward pass, which neither the inner loop nor `torch.func.vmap` can live with. Here the caller says which images the
+statistics come from; see `statistics_from`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Source = Literal["batch", "tracked_batch", "running", "first_rows"]
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of ``[B, C]`` or ``[B, C, H, W]`` over all axes but C (Ioffe & Szegedy 2015).
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of a new batch in the running averages.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.source: Source = "batch"
+        self.rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` with the statistics chosen by `statistics_from`; by default those of ``x`` itself."""
+        if self.source in ("running", "tracked_batch"):
+            return F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=self.source == "tracked_batch",
+                momentum=self.momentum,
+                eps=self.eps,
+            )
+        # Spelled out, because the second derivative of F.batch_norm under torch.func.vmap is wrong by half a per cent
+        # (torch 2.15); the engine parity tests show it.
+        return self._normalise_by(x, x if self.source == "batch" else x[: self.rows])
+
+    def _normalise_by(self, x: Tensor, reference: Tensor) -> Tensor:
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        variance, mean = torch.var_mean(reference, axes, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight.view(shape) + self.bias.view(shape)
+
+
+@contextmanager
+def statistics_from(net: nn.Module, source: Source, rows: int = 0) -> Iterator[None]:
+    """Choose where every `BatchNorm` in ``net`` takes its mean and variance from, for the length of a ``with`` block.
+
+    Args:
+        net: any module.
+        source: ``batch``: all images of the call (transductive when they are queries);
+            ``tracked_batch``: the same, and the running averages move towards them;
+            ``running``: the running averages; ``first_rows``: the first ``rows`` images of the call.
+        rows: how many, with ``first_rows``.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, BatchNorm)]
+    before = [(layer.source, layer.rows) for layer in layers]
+    for layer in layers:
+        layer.source, layer.rows = source, rows
+    try:
+        yield
+    finally:
+        for layer, (old_source, old_rows) in zip(layers, before, strict=True):
+            layer.source, layer.rows = old_source, old_rows
+
+
+def convert_batch_norm(net: nn.Module) -> nn.Module:
+    """Replace every `torch.nn.BatchNorm1d` and `BatchNorm2d` in ``net`` by `BatchNorm`, weights and averages kept.
+
+    Returns:
+        ``net`` itself, or the new layer when ``net`` is one.
+
+    Raises:
+        ValueError: a layer has no affine parameters or no running averages, which `BatchNorm` always has.
+    """
+    if isinstance(net, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if not (net.affine and net.track_running_stats):
+            raise ValueError(f"cannot convert {net}: it needs affine=True and track_running_stats=True")
+        converted = BatchNorm(net.num_features, net.eps, 0.1 if net.momentum is None else net.momentum)
+        state = {name: value for name, value in net.state_dict().items() if name != "num_batches_tracked"}
+        converted.load_state_dict(state)
+        return converted
+    for name, child in net.named_children():
+        setattr(net, name, convert_batch_norm(child))
+    return net

@@ -1,0 +1,57 @@
+"""ResNet-12 of MetaOptNet (Lee et al. 2019), learn2learn's implementation.
+
+Deviations: learn2learn's final pooling fits 84x84 images only; here it is a mean over all positions, which is the same
+there and works from 16x16 up. Batch normalisation is `BatchNorm`, so its statistics are a stated choice. DropBlock is
+off unless asked for, since it is meant for 84x84 images and long trainings.
+
+    fsl train algo=protonet backbone=resnet12
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+from torch import Tensor, nn
+
+from fsl_cli.backbones.batch_norm import convert_batch_norm
+from fsl_cli.errors import FslError
+from fsl_cli.optional import learn2learn
+
+
+class ResNet12(nn.Module):
+    """Images ``[B, C, H, W]`` to features ``[B, 640]`` (``wider``) or ``[B, 512]``.
+
+    Args:
+        image_shape: ``(C, H, W)``, at least 16x16; at least 80x80 with DropBlock.
+        wider: 64-160-320-640 filters as in MetaOptNet; false: 64-128-256-512 as in TADAM.
+        dropblock: drop rate of the residual blocks while training (MetaOptNet: 0.1), 0 = off.
+
+    Raises:
+        FslError: learn2learn is missing, or the image is too small.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        wider: bool = True,
+        dropblock: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        least = 80 if dropblock else 16
+        if min(height, width) < least:
+            raise FslError(
+                f"images are {height}x{width}, resnet12 needs at least {least}x{least}",
+                where="backbone=resnet12",
+                hint="set dataset.size, or backbone.dropblock=0 for images below 80x80",
+            )
+        models = learn2learn("vision.models.resnet12", needed_for="backbone=resnet12")
+        net = models.ResNet12Backbone(avg_pool=False, wider=wider, dropblock_dropout=dropblock, channels=channels)
+        self.stages = convert_batch_norm(nn.Sequential(net.layer1, net.layer2, net.layer3, net.layer4))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of a batch of images."""
+        return self.pool(self.stages(x)).flatten(1)

@@ -1,0 +1,78 @@
+"""The command line: verb to command, errors to one line, exit codes. Imports nothing heavy.
+
+Exit codes: 0 everything was done and written; 1 something failed unexpectedly; 2 a problem the user can solve; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fsl_cli.errors import FslError, Problems, close_match
+
+VERBS = {
+    "train": "meta-train, validate and test; -m runs a sweep",
+    "eval": "meta-test a trained run again, on any task",
+    "ls": "list algorithms, data sets, backbones, hardware and experiments",
+    "doctor": "check versions, device, folders and W&B",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``fsl`` command. Returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except Problems as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except FslError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone, as with `fsl ls | head -1`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _dispatch(words: list[str]) -> int:
+    asks_help = any(word in ("--help", "-h") for word in words)
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if "--version" in words:
+        from importlib.metadata import version
+
+        print(f"fsl {version('fsl-cli')}")
+        return 0
+    if verb is None:
+        from fsl_cli import help_text
+
+        print(help_text.general(VERBS))
+        return 0 if asks_help or not words else 2
+    if verb not in VERBS:
+        raise FslError(f"there is no command {verb}", where="fsl", hint=close_match(verb, VERBS))
+    if asks_help:
+        from fsl_cli import help_text
+
+        print(help_text.of(verb, VERBS[verb]))
+        return 0
+    words.remove(verb)
+    return int(importlib.import_module(f"fsl_cli.commands.{verb}").main(words))
+
+
+def _unexpected(error: Exception) -> int:
+    """A bug: one line, and the traceback in a file for the report."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="fsl-error-", suffix=".log", delete=False) as file:
+        traceback.print_exception(type(error), error, error.__traceback__, file=file)
+    print(
+        f"error: unexpected {type(error).__name__}: {str(error).splitlines()[:1]} (traceback: {file.name})",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,80 @@
+"""`fsl doctor`: what is installed, which device, where data and caches are, whether W&B has a key."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import platformdirs
+
+from fsl_cli import console
+from fsl_cli.config import folder
+from fsl_cli.environment import PACKAGES, git_commit, version
+from fsl_cli.errors import FslError
+from fsl_cli.run_folder import check_writable
+
+_REQUIRED = tuple(name for name in PACKAGES if name != "learn2learn")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb. Returns 1 when something a run needs is missing, else 0."""
+    if arguments:
+        raise FslError("fsl doctor takes no arguments", where=arguments[0])
+    problems: list[str] = []
+    rows = [*_versions(problems), *_device(problems), *_folders(problems), _wandb()]
+    console.table("fsl doctor", ("what", "found"), rows)
+    for problem in problems:
+        console.fail(problem)
+    console.say("something a run needs is missing" if problems else "everything a run needs is here")
+    return int(bool(problems))
+
+
+def _versions(problems: list[str]) -> list[tuple[str, str]]:
+    rows = [("fsl", f"{version('fsl-cli')}, commit {git_commit() or 'unknown (installed package)'}")]
+    rows.append(("python", f"{platform.python_version()} ({sys.executable})"))
+    for name in PACKAGES:
+        found = version(name)
+        if found is None and name in _REQUIRED:
+            problems.append(f"{name} is not installed: run make setup, or pip install .")
+        note = "not installed: make setup builds it; needed by backbones resnet12, wrn28 and engine=learn2learn"
+        rows.append((name, found or (note if name == "learn2learn" else "not installed")))
+    return rows
+
+
+def _device(problems: list[str]) -> list[tuple[str, str]]:
+    try:
+        import torch
+
+        from fsl_cli.hardware import available_devices
+    except (ImportError, OSError) as error:
+        problems.append(f"torch does not import: {error}")
+        return []
+    devices = available_devices()
+    return [("devices", f"{', '.join(devices)}; auto is {devices[-1]}"), ("threads", str(torch.get_num_threads()))]
+
+
+def _folders(problems: list[str]) -> list[tuple[str, str]]:
+    data = folder(os.environ.get("FSL_DATA_DIR"), platformdirs.user_data_dir("fsl"))
+    cache = folder(os.environ.get("FSL_CACHE_DIR"), platformdirs.user_cache_dir("fsl"))
+    rows = [("data folder", f"{data}: {_contents(data)}"), ("cache folder", f"{cache}: {_contents(cache / 'packs')}")]
+    for path, variable in ((cache, "FSL_CACHE_DIR"), (Path.cwd(), "another folder")):
+        try:
+            check_writable(path)
+        except FslError as error:
+            problems.append(f"{error}; set {variable}" if path == cache else str(error))
+    return rows
+
+
+def _contents(path: Path) -> str:
+    names = sorted(each.name for each in path.iterdir() if not each.name.startswith(".")) if path.is_dir() else []
+    return ", ".join(names) or "empty"
+
+
+def _wandb() -> tuple[str, str]:
+    from fsl_cli.tracking import has_api_key, resolve_mode
+
+    key = "an API key is configured" if has_api_key() else "no API key (wandb login)"
+    return "W&B", f"{key}; wandb.mode=auto means {resolve_mode('auto')}"

@@ -1,0 +1,28 @@
+"""`fsl ls`: what can be named on the command line, one line each, read from ``conf/``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fsl_cli import console
+from fsl_cli.conf_files import GROUPS, choices, conf_dir
+from fsl_cli.errors import FslError, close_match
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb. Returns the exit code."""
+    for name in arguments:
+        if name not in GROUPS:
+            raise FslError(f"there is no group {name}", where="fsl ls", hint=close_match(name, GROUPS))
+    groups = list(arguments) or list(GROUPS)
+    for group in groups:
+        rows = [(f"{group}={name}", first_line(conf_dir() / group / f"{name}.yaml")) for name in choices(group)]
+        console.table(group, ("option", "what it is"), rows)
+    return 0
+
+
+def first_line(path: Path) -> str:
+    """What a config file says it is: its first comment, Hydra's ``# @package`` line left out."""
+    lines = path.read_text().splitlines()
+    return next(line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith("# @"))

@@ -1,0 +1,138 @@
+"""`fsl train`: meta-train, validate and test one run, or every job of a sweep."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fsl_cli import console, overrides
+from fsl_cli.conf_files import conf_dir
+from fsl_cli.config import resolve, validate
+from fsl_cli.errors import FslError, Problems, raise_all
+from fsl_cli.run_folder import RunFolder, check_writable
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb. Returns the exit code."""
+    flags, words = overrides.split_flags(arguments)
+    multirun = "-m" in flags or "--multirun" in flags
+    overrides.check("train", words)
+    outcomes: list[int] = []
+    if {flag.split("=")[0] for flag in flags} <= {"-m", "--multirun"}:
+        folder = _check_everything(words, multirun)
+    else:  # flags that only show something are Hydra's own business
+        folder = None
+    _hydra_main([*flags, *words], outcomes)
+    if folder is None:
+        return 0
+    if multirun:
+        from fsl_cli import summary
+
+        return max([summary.report_sweep(folder), *outcomes])
+    return max(outcomes, default=1)
+
+
+def _check_everything(words: Sequence[str], multirun: bool) -> Path:
+    """Check the configuration of every job before any work. Returns the folder the run or sweep writes to."""
+    every_job = overrides.jobs(words)
+    if len(every_job) > 1 and not multirun:
+        raise FslError(f"these overrides make {len(every_job)} jobs", where="fsl train", hint="add -m to run them all")
+    problems: list[FslError] = []
+    for job in every_job:
+        try:
+            validate(resolve(overrides.compose_config("train", job)))
+        except Problems as error:
+            problems += error.problems
+        except FslError as error:
+            problems.append(error)
+    raise_all(problems)
+    folder = overrides.output_folder("train", every_job[0], multirun=multirun)
+    check_writable(folder)
+    return folder
+
+
+def _hydra_main(arguments: Sequence[str], outcomes: list[int]) -> None:
+    def job(config: DictConfig) -> None:
+        outcomes.append(run_job(config))
+
+    sys.argv = ["fsl train", *arguments]
+    hydra.main(version_base="1.3", config_path=str(conf_dir().absolute()), config_name="train")(job)()
+
+
+def run_job(config: DictConfig) -> int:
+    """One run inside Hydra. Returns its exit code; what goes wrong is printed, logged and in ``status.json``."""
+    hydra_config = HydraConfig.get()
+    folder = RunFolder(Path(hydra_config.runtime.output_dir))
+    in_sweep = hydra_config.mode.name == "MULTIRUN"
+    group = Path(hydra_config.sweep.dir).name if in_sweep else None
+    if in_sweep:
+        console.say(f"job {hydra_config.job.num}  {' '.join(hydra_config.overrides.task)}", style="bold cyan")
+    plain = resolve(config)
+    try:
+        return _train(plain, folder, group)
+    except FslError as error:
+        console.fail(str(error))
+        if in_sweep or folder.config.exists():
+            folder.write_status("failed", error=str(error))
+        elif folder.path.is_dir() and not any(folder.path.iterdir()):
+            folder.path.rmdir()
+        return 2
+
+
+def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
+    from fsl_cli.experiment import Experiment
+
+    started = time.perf_counter()
+    experiment = Experiment(validate(config), config, folder, group)
+    log_file = _log_to(folder)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        results = experiment.run()
+        folder.write_status("done", seconds=round(time.perf_counter() - started, 1), accuracy=results["accuracy"])
+        return 0
+    except KeyboardInterrupt:
+        experiment.save_last()
+        iteration = experiment.training.progress.iteration
+        folder.write_status("interrupted", iteration=iteration)
+        console.warn(f"interrupted at iteration {iteration}; go on with the same command and resume={folder.path}")
+        return INTERRUPTED
+    except FslError:
+        raise
+    except Exception as error:
+        console.log.exception("the run failed")
+        folder.write_status("failed", error=f"{type(error).__name__}: {error}")
+        console.fail(
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback: {folder.log})"
+        )
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        console.log.removeHandler(log_file)
+        log_file.close()
+
+
+def _log_to(folder: RunFolder) -> logging.Handler:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder.log, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    console.log.setLevel(logging.INFO)
+    console.log.propagate = False
+    console.log.addHandler(handler)
+    return handler
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A job scheduler's SIGTERM is treated like Ctrl-C: save, then stop."""
+    raise KeyboardInterrupt

@@ -1,0 +1,120 @@
+"""What a person sees: the one rich console, its lines, progress bars and tables. Plain lines when piped."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+log = logging.getLogger("fsl")
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+_PLAIN_SECONDS = 10.0  # between progress lines when the output is not a terminal
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print one line, and put it into the run's log."""
+    log.info(text)
+    out.print(text, markup=False, style=style)
+
+
+def warn(text: str) -> None:
+    """Print one warning to standard error, and put it into the run's log."""
+    log.warning(text)
+    err.print(f"warning: {text}", markup=False, style="yellow")
+
+
+def fail(text: str) -> None:
+    """Print one error to standard error, and put it into the run's log."""
+    log.error(text)
+    err.print(f"error: {text}", markup=False, style="red")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal, tab-separated when piped."""
+    if not out.is_terminal:
+        for row in [columns, *rows]:
+            out.print("\t".join(row), markup=False)
+        return
+    drawn = Table(title=title, title_justify="left")
+    for column in columns:
+        drawn.add_column(column)
+    for row in rows:
+        drawn.add_row(*row)
+    out.print(drawn, soft_wrap=False)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for work of ``total`` units; yields the function that advances it. One line when piped."""
+    if not out.is_terminal:
+        say(f"{description} ...")
+        yield lambda amount: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda amount: bar.advance(task, amount)
+
+
+class TrainingProgress:
+    """The bar of a training: iterations, loss, accuracy, tasks per second, time left. Lines when piped.
+
+    Args:
+        total: iterations of the whole training.
+        done: iterations that are done already.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._done = total, done
+        self._last_line = time.monotonic()
+        columns = (
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=out, transient=True) if out.is_terminal else None
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=self._total, completed=self._done, numbers="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, iteration: int) -> None:
+        """Move the bar to ``iteration``."""
+        if self._bar:
+            self._bar.update(self._task, completed=iteration)
+
+    def numbers(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Show the latest training numbers."""
+        line = f"loss {values['train/loss']:.3f}  accuracy {100 * values['train/accuracy']:.1f} %"
+        line += f"  {values['train/tasks_per_second']:.0f} tasks/s"
+        if self._bar:
+            self._bar.update(self._task, numbers=line)
+        elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:
+            left = (self._total - iteration) * values["train/seconds_per_iteration"]
+            say(f"train {iteration}/{self._total}  {line}  {clock(left)} left")
+            self._last_line = time.monotonic()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,146 @@
+"""The image files inside a zip or a folder, read the same way."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from fsl_cli.errors import FslError
+
+BAD_ZIP = (EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)  # SyntaxError: a broken PNG
+
+
+class ImageFiles(Protocol):
+    """Files that end in ``.png``, named by their ``/``-separated path in the zip or folder."""
+
+    path: Path
+
+    def names(self) -> list[str]:
+        """All names, sorted; what an operating system left there (hidden files, ``__MACOSX``) is not listed."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+
+    def fingerprint(self) -> str:
+        """Changes when a file is added, removed or altered."""
+
+
+class ZipImages:
+    """The images of a zip file.
+
+    Raises:
+        FslError: it cannot be read as a zip file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with readable(path):
+                self._zip = zipfile.ZipFile(path)
+        except BAD_ZIP as problem:
+            raise FslError(
+                f"not a whole zip file ({problem})",
+                where=str(path),
+                hint="it may have been cut short when it was copied: remove it, or put a whole one there",
+            ) from problem
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(name for name in self._zip.namelist() if is_image(name))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        return self._zip.read(name)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the zip file."""
+        digest = hashlib.sha256()
+        with readable(self.path), self.path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+class FolderImages:
+    """The images below a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        with readable(self.path):
+            return sorted(name for name, _ in _walk(self.path, "") if is_image(name))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        return (self.path / name).read_bytes()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every image's name, size and time of change: reading 32,460 files would take seconds."""
+        digest = hashlib.sha256()
+        with readable(self.path):
+            for name, entry in sorted(_walk(self.path, ""), key=itemgetter(0)):
+                if is_image(name):
+                    status = entry.stat()
+                    digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """A file system's refusal to read becomes an FslError."""
+    try:
+        yield
+    except OSError as problem:
+        raise FslError(
+            f"cannot be read: {problem.strerror or problem}",
+            where=str(problem.filename or path),
+            hint="check its permissions, or set data_dir or FSL_DATA_DIR to another folder",
+        ) from problem
+
+
+def is_image(name: str) -> bool:
+    """Whether a ``/``-separated path names an image and not an operating system's leftover."""
+    parts = name.split("/")
+    return name.lower().endswith(".png") and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def read_image(files: ImageFiles, name: str) -> Image.Image:
+    """Decode one image.
+
+    Raises:
+        FslError: it cannot be read or decoded; names the image.
+    """
+    hint = "replace it, or the whole file or folder"
+    try:
+        data = files.read(name)
+    except (OSError, *BAD_ZIP) as problem:
+        raise FslError(f"{name} cannot be read ({problem})", where=str(files.path), hint=hint) from problem
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image
+    except UNDECODABLE as problem:
+        detail = "not an image" if isinstance(problem, Image.UnidentifiedImageError) else str(problem)
+        raise FslError(f"{name} cannot be decoded ({detail})", where=str(files.path), hint=hint) from problem
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, entry

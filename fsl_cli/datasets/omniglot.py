@@ -1,0 +1,186 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each (Lake et al., Science 350, 2015)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge
+from PIL import Image
+
+from fsl_cli.datasets.class_images import ClassImages
+from fsl_cli.datasets.download import fetch
+from fsl_cli.datasets.image_files import FolderImages, ImageFiles, ZipImages, read_image, readable
+from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.errors import FslError
+
+SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+MD5 = {  # of the official release, as published by torchvision
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+DRAWINGS = 20
+SPLITS = ("train", "val", "test")
+
+
+class Omniglot:
+    """Omniglot in the class split of Vinyals et al. (2016): 1,028 train, 172 val and 423 test classes.
+
+    Reads ``images_background`` and ``images_evaluation``, zipped or extracted, from ``data_dir/omniglot``, ``data_dir``
+    or ``data_dir/omniglot-py``, and downloads what is in none of them. Images become grey, ink 255, and are resized
+    with a Lanczos filter, which averages over the pixels that fall together.
+
+    Args:
+        data_dir: where the user's and the downloaded data lie.
+        cache_dir: where the images are packed, once per size.
+        rotations: every class four times, turned by 0, 90, 180 and 270 degrees, in every split.
+        size: height and width in pixels.
+        download: fetch what is missing (14 MiB).
+        progress: told about downloading and packing; None is silent.
+    """
+
+    name = "omniglot"
+
+    def __init__(
+        self,
+        data_dir: Path,
+        cache_dir: Path,
+        *,
+        rotations: bool = True,
+        size: Annotated[int, Ge(8)] = 28,
+        download: bool = True,
+        progress: ProgressFactory | None = None,
+    ) -> None:
+        self.data_dir, self.cache_dir = Path(data_dir), Path(cache_dir)
+        self.rotations, self.size, self.download, self.progress = rotations, size, download, progress
+
+    def split(self, name: Literal["train", "val", "test"]) -> ClassImages:
+        """The classes of one split, named ``<Alphabet>/characterNN`` (``@90`` and so on when rotated).
+
+        Memory-mapped unless ``rotations`` is on, which makes a copy. The first call finds, checks and packs the data.
+
+        Raises:
+            FslError: the data is missing, incomplete or unreadable, or a folder cannot be written.
+        """
+        images = packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
+        return images.with_rotations() if self.rotations else images
+
+    def counts(self, name: Literal["train", "val", "test"]) -> np.ndarray:
+        """int64 ``[classes]``, images per class of one split, without reading its images. Raises what `split` raises."""
+        counts = packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
+        return np.tile(counts, 4) if self.rotations else counts
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of every image."""
+        return 1, self.size, self.size
+
+    @cached_property
+    def _key(self) -> str:
+        content = [archive.fingerprint() for archive in self._archives.values()]
+        return pack_key(content=content, size=self.size, filter="lanczos", split="vinyals")
+
+    @cached_property
+    def _archives(self) -> dict[str, ImageFiles]:
+        return {name: self._find(name) or self._fetch(name) for name in MD5}
+
+    @property
+    def _places(self) -> list[Path]:
+        return [self.data_dir / "omniglot", self.data_dir, self.data_dir / "omniglot-py"]
+
+    def _find(self, archive: str) -> ImageFiles | None:
+        for place in self._places:
+            with readable(place):
+                if (place / f"{archive}.zip").is_file():
+                    return ZipImages(place / f"{archive}.zip")
+                if (place / archive).is_dir():
+                    return FolderImages(place / archive)
+        return None
+
+    def _fetch(self, archive: str) -> ImageFiles:
+        target = self._places[0] / f"{archive}.zip"
+        reason = "dataset.download is off"
+        try:
+            if self.download:
+                fetch(f"{SOURCE}/{archive}.zip", target, md5=MD5[archive], progress=self.progress)
+                return ZipImages(target)
+        except FslError as problem:
+            reason = f"{problem.where}: {problem.what}"
+        raise FslError(
+            f"no {archive}.zip and no folder {archive} there; {reason}",
+            where=", ".join(str(place) for place in self._places),
+            hint="set data_dir=... or FSL_DATA_DIR to the folder that holds omniglot/; dataset=glyphs needs no data",
+        )
+
+    def _source(self) -> PackSource:
+        drawings = {
+            character: (archive, names)
+            for archive_name, archive in self._archives.items()
+            for character, names in checked_drawings(archive, archive_name).items()
+        }
+        split_of = vinyals_split()
+        ordered = {split: [c for c in drawings if split_of[c] == split] for split in SPLITS}
+        return PackSource(
+            splits={split: dict.fromkeys(characters, DRAWINGS) for split, characters in ordered.items()},
+            image_shape=self.image_shape,
+            images=self._decoded([drawings[c] for characters in ordered.values() for c in characters]),
+        )
+
+    def _decoded(self, drawings: list[tuple[ImageFiles, list[str]]]) -> Iterator[np.ndarray]:
+        for archive, names in drawings:
+            yield np.stack([_ink(read_image(archive, name), self.size)[None] for name in names])
+
+
+def vinyals_split(archive: str | None = None) -> dict[str, str]:
+    """The split of every character, ``{"Greek/character01": "train", ...}``, all 1,623 or those of one archive."""
+    text = (package_files("fsl_cli.datasets") / "omniglot_vinyals.txt").read_text(encoding="utf-8")
+    split = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        archive_name, alphabet, runs = line.split(" ", 2)
+        expanded = [name for count, name in re.findall(r"(\d+)(\w+)", runs) for _ in range(int(count))]
+        if archive in (None, archive_name):
+            split.update({f"{alphabet}/character{i:02d}": name for i, name in enumerate(expanded, start=1)})
+    return split
+
+
+def checked_drawings(files: ImageFiles, archive: str) -> dict[str, list[str]]:
+    """The image files of each character, exactly those that the archive has in the original release.
+
+    A character is named by the two folders around its images, so it does not matter what lies around those.
+
+    Raises:
+        FslError: characters or drawings are missing or unknown; says how many and names one.
+    """
+    found: dict[str, list[str]] = {}
+    for name in files.names():
+        found.setdefault("/".join(name.split("/")[-3:-1]), []).append(name)
+    expected = sorted(vinyals_split(archive))
+    for problem in _differences(found, expected):
+        raise FslError(
+            f"not the {len(expected)} characters x {DRAWINGS} drawings of {archive}: {problem}",
+            where=str(files.path),
+            hint="remove it to have it downloaded, or put the original there",
+        )
+    return {character: found[character] for character in expected}
+
+
+def _differences(found: Mapping[str, list[str]], expected: list[str]) -> Iterator[str]:
+    if missing := [character for character in expected if character not in found]:
+        yield f"characters missing: {len(missing)}, for example {missing[0]}"
+    if unknown := sorted(set(found) - set(expected)):
+        yield f"folders unknown: {len(unknown)}, for example {unknown[0] or '(no folder)'}"
+    if uneven := [character for character in expected if len(found[character]) != DRAWINGS]:
+        first = uneven[0]
+        yield f"characters with more or fewer drawings: {len(uneven)}, for example {first} with {len(found[first])}"
+
+
+def _ink(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 ``[size, size]``, 255 where the pen was; grey first, since Pillow does not filter 1-bit images."""
+    return 255 - np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS))

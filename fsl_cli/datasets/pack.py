@@ -1,0 +1,218 @@
+"""Packs: the images of a data set as one memory-mapped uint8 array in the cache folder.
+
+A pack is a folder ``<cache_dir>/packs/<dataset>-<key>/``, written once and never changed:
+
+- ``images.npy``: uint8 ``[M, C, H, W]``, one split after the other, the images of a class next to each other;
+- ``index.json``: for each split its class names, images per class, first image and CRC-32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from fsl_cli.datasets.class_images import ClassImages
+from fsl_cli.errors import FslError
+
+FORMAT = 1  # part of every key: a new number makes every older pack unused
+
+# How long work reports: ``with progress("packing omniglot", total) as advance: advance(n)``.
+ProgressFactory = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class PackSource:
+    """What goes into a pack.
+
+    Attributes:
+        splits: for each split, its class names in order with their number of images.
+        image_shape: ``(C, H, W)``.
+        images: uint8 blocks ``[n, C, H, W]`` that together are the images of all splits, in the order of ``splits``;
+            a block lies within one split.
+    """
+
+    splits: Mapping[str, Mapping[str, int]]
+    image_shape: tuple[int, int, int]
+    images: Iterable[np.ndarray]
+
+
+def pack_key(**content_and_settings: object) -> str:
+    """Sixteen hex digits that differ whenever the content, a setting or the pack format differs."""
+    text = json.dumps({"format": FORMAT, **content_and_settings}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def packed_split(
+    cache_dir: Path,
+    dataset: str,
+    key: str,
+    split: str,
+    source: Callable[[], PackSource],
+    progress: ProgressFactory | None = None,
+) -> ClassImages:
+    """The images of ``split``, memory-mapped; packs the data set first when there is no whole pack of it.
+
+    Processes that start together wait for the one that packs. A pack whose files are missing, cut short or altered
+    is made again.
+
+    Args:
+        cache_dir: the cache folder; created when missing.
+        dataset: name of the data set.
+        key: the data set's :func:`pack_key`.
+        split: name of a split in ``source().splits``.
+        source: called only when there is something to pack.
+        progress: told of every image packed; None is silent.
+
+    Raises:
+        FslError: the cache folder cannot be written, or whatever ``source`` raises.
+    """
+    folder = cache_dir / "packs" / f"{dataset}-{key}"
+    return _read_or_pack(folder, lambda: _open_split(folder, split), source, progress or silent)
+
+
+def packed_counts(
+    cache_dir: Path,
+    dataset: str,
+    key: str,
+    split: str,
+    source: Callable[[], PackSource],
+    progress: ProgressFactory | None = None,
+) -> np.ndarray:
+    """int64 ``[classes]``, images per class of ``split``, without reading an image; arguments of :func:`packed_split`."""
+    folder = cache_dir / "packs" / f"{dataset}-{key}"
+    return _read_or_pack(folder, lambda: _read_counts(folder, split), source, progress or silent)
+
+
+def _read_or_pack(
+    folder: Path, read: Callable[[], Read | None], source: Callable[[], PackSource], progress: ProgressFactory
+) -> Read:
+    found = read()
+    if found is not None:
+        return found
+    with _locked(folder):
+        found = read()  # another process may have packed it while this one waited
+        if found is None:
+            _write(folder, source(), progress, f"packing {folder.name.rpartition('-')[0]}")
+            found = read()
+    if found is None:
+        raise FslError("was packed, but cannot be read back", where=str(folder))
+    return found
+
+
+@contextmanager
+def silent(_what: str, _total: int) -> Iterator[Callable[[int], object]]:
+    """The :data:`ProgressFactory` that shows nothing."""
+    yield lambda _count: None
+
+
+def _open_split(folder: Path, split: str) -> ClassImages | None:
+    """The split as it was written, or None when the pack is missing or damaged."""
+    try:
+        entry = json.loads((folder / "index.json").read_text(encoding="utf-8"))[split]
+        counts = np.asarray(entry["counts"], dtype=np.int64)
+        # Copy-on-write, because torch warns about arrays it could not write to; nobody writes, so nothing is copied.
+        everything = np.load(folder / "images.npy", mmap_mode="c")
+        images = everything[entry["first"] : entry["first"] + int(counts.sum())]
+        if zlib.crc32(images.data) != entry["crc32"]:
+            return None
+        return ClassImages(torch.from_numpy(images), counts, entry["classes"])
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        return None
+
+
+def _read_counts(folder: Path, split: str) -> np.ndarray | None:
+    try:
+        return np.asarray(
+            json.loads((folder / "index.json").read_text(encoding="utf-8"))[split]["counts"], dtype=np.int64
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the pack's lock; problems of the cache folder become an FslError."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            yield
+    except OSError as problem:
+        raise FslError(
+            f"cannot write the image cache: {problem.strerror or problem}",
+            where=str(problem.filename or folder.parent),
+            hint="set FSL_CACHE_DIR to a folder you may write to, with room for the images",
+        ) from problem
+
+
+def _write(folder: Path, source: PackSource, progress: ProgressFactory, label: str) -> None:
+    """Write the pack beside ``folder``, then rename it: under its final name there is a whole pack or none."""
+    beside = f".{folder.name}."
+    for leftover in folder.parent.glob(f"{beside}*.tmp"):  # of a process that was killed: this one holds the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=beside, suffix=".tmp", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)  # mkdtemp's folders are private, caches may be shared
+        with _flushed(temporary / "images.npy") as file:
+            index = _write_images(file, source, progress, label)
+        with _flushed(temporary / "index.json") as file:
+            file.write(json.dumps(index, ensure_ascii=False).encode())
+        if folder.exists():
+            os.rename(folder, temporary / "damaged")  # a process that has it open keeps it
+        os.rename(temporary, folder)
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _flushed(path: Path) -> Iterator[BinaryIO]:
+    """A new file, on the disk when the block ends: renaming is atomic only for what was written before."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_images(file: BinaryIO, source: PackSource, progress: ProgressFactory, label: str) -> dict[str, Any]:
+    """Write ``images.npy`` block by block (never all in memory) and return the index.
+
+    Plain writes, because a full disk kills a process that writes through a memory map.
+    """
+    total = sum(sum(classes.values()) for classes in source.splits.values())
+    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *source.image_shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    blocks = iter(source.images)
+    index, first = {}, 0
+    with progress(label, total) as advance:
+        for split, classes in source.splits.items():
+            crc, written, count = 0, 0, sum(classes.values())
+            while written < count:
+                block = np.ascontiguousarray(next(blocks))
+                crc, written = zlib.crc32(block.data, crc), written + len(block)
+                if block.dtype != np.uint8 or block.shape[1:] != source.image_shape or written > count:
+                    raise ValueError(f"not a block of the {split} split: {block.dtype} {block.shape}")
+                file.write(block.data)
+                advance(len(block))
+            index[split] = {
+                "classes": list(classes),
+                "counts": list(classes.values()),
+                "first": first,
+                "crc32": crc,
+            }
+            first += count
+    return index

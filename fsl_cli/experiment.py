@@ -1,0 +1,265 @@
+"""One run from settings to results: set up, train, test, report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsl_cli import build, checkpoint, console, environment
+from fsl_cli.assembly import Parts, assemble
+from fsl_cli.config import Settings
+from fsl_cli.episodes import EpisodeSampler
+from fsl_cli.errors import FslError
+from fsl_cli.evaluation import EpisodeScores, evaluate
+from fsl_cli.pictures import draw_episode
+from fsl_cli.run_folder import RunFolder
+from fsl_cli.stats import t_interval
+from fsl_cli.tracking import JsonLines, WandbRun
+from fsl_cli.training import Hooks, Training
+
+
+class Experiment:
+    """A training run: its folder, its parts and its trackers.
+
+    Args:
+        settings: validated settings.
+        config: the same as plain containers, to be saved.
+        folder: where everything is written.
+        group: W&B group, when the settings name none.
+
+    Raises:
+        FslError: a part cannot be built; nothing has been written then.
+    """
+
+    def __init__(self, settings: Settings, config: Mapping[str, Any], folder: RunFolder, group: str | None) -> None:
+        self.settings, self.config, self.folder, self.group = settings, config, folder, group
+        self.start = _resume_point(settings, folder)
+        self.parts = assemble(settings, trained_ways=settings.task.ways, splits=("train", "val", "test"))
+        self.training = Training(
+            self.parts.algorithm,
+            build.build(settings.train.optimizer, "train.optimizer", {"params": self.parts.algorithm.parameters()}),
+            self.parts.sampler("train", settings.seed),
+            settings.train,
+            self.parts.hardware,
+        )
+        self.validation = self.parts.sampler("val", settings.eval.seed)
+        self.wandb_id: str | None = None
+        if self.start is not None:
+            self._restore(self.start)
+
+    def run(self) -> dict[str, Any]:
+        """Train, test the chosen checkpoint and write everything. Returns the content of ``results.json``."""
+        folder, settings = self.folder, self.settings
+        folder.write_config(self.config)
+        folder.write_json(folder.env, environment.describe(self.parts.hardware.device))
+        folder.write_status("running", iteration=self.training.progress.iteration)
+        if self.start is not None:
+            self._copy_history(self.start)
+        name = settings.wandb.name or f"{run_title(settings)} seed {settings.seed}"
+        with ExitStack() as stack:
+            lines = JsonLines(folder.metrics, upto=self.training.progress.iteration)
+            stack.callback(lines.finish, 0)
+            tracker = WandbRun(
+                folder.path,
+                self.config,
+                mode=settings.wandb.mode,
+                project=settings.wandb.project,
+                entity=settings.wandb.entity,
+                group=settings.wandb.group or self.group,
+                name=name,
+                tags=settings.wandb.tags,
+                run_id=self.wandb_id,
+            )
+            stack.push(lambda kind, error, trace: tracker.finish(0 if kind is None else 1))
+            self.wandb_id = tracker.run.id
+            self._header(tracker)
+            self._train([lines, tracker])
+            return self._test(tracker)
+
+    def save_last(self) -> None:
+        """Write ``checkpoints/last.pt``."""
+        checkpoint.save(self.folder.last, self._payload())
+
+    def _header(self, tracker: WandbRun) -> None:
+        console.say(header(self.settings, self.parts), style="bold")
+        console.say(f"folder  {self.folder.path}")
+        console.say(f"W&B     {tracker.where}")
+        if self.start is not None:
+            console.say(f"resume  {self.start}, iteration {self.training.progress.iteration}")
+
+    def _train(self, trackers: list[Any]) -> None:
+        total, progress = self.settings.train.iterations, self.training.progress
+        with console.TrainingProgress(total, progress.iteration) as bar:
+
+            def log(iteration: int, values: Mapping[str, float]) -> None:
+                for tracker in trackers:
+                    tracker.log(iteration, values)
+                if "train/loss" in values:
+                    bar.numbers(iteration, values)
+                else:
+                    console.say(_validation_line(iteration, total, values, self.training.progress.best_accuracy))
+
+            self.training.run(Hooks(log, self._validate, self._save, bar.advance))
+        console.say(
+            f"trained {progress.iteration} iterations in {console.clock(progress.seconds)}, "
+            f"best validation accuracy {100 * progress.best_accuracy:.2f} % at iteration {progress.best_iteration}"
+        )
+
+    def _validate(self) -> dict[str, float]:
+        scores = evaluate(self.parts.algorithm, self.validation, self.settings.train.val_episodes, self.parts.hardware)
+        accuracy = t_interval(scores.accuracy)
+        return {
+            "val/accuracy": accuracy.mean,
+            "val/accuracy_ci95": accuracy.ci95,
+            "val/loss": float(scores.loss.mean()),
+        }
+
+    def _save(self, best: bool) -> None:
+        payload = self._payload()
+        if best:
+            kept = ("algo", "config", "progress")
+            checkpoint.save(self.folder.best, {name: payload[name] for name in kept})
+        checkpoint.save(self.folder.last, payload)
+        self.folder.write_status("running", iteration=self.training.progress.iteration)
+
+    def _payload(self) -> dict[str, Any]:
+        return {**self.training.state_dict(), "config": dict(self.config), "wandb_id": self.wandb_id}
+
+    def _restore(self, path: Path) -> None:
+        payload = checkpoint.load(path)
+        checkpoint.check_same_configuration(payload["config"], self.config, path)
+        checkpoint.load_weights(self.parts.algorithm, payload, path)
+        if "optimizer" not in payload:
+            raise FslError("holds weights only", where=str(path), hint=f"go on from {path.parent / 'last.pt'}")
+        self.training.load_state_dict(payload)
+        if path == self.folder.last:
+            self.wandb_id = payload["wandb_id"]
+
+    def _copy_history(self, path: Path) -> None:
+        """Bring along what an earlier run folder knows: its metrics and its best checkpoint."""
+        for source, target in (
+            (path.parent / "best.pt", self.folder.best),
+            (path.parent.parent / "metrics.jsonl", self.folder.metrics),
+        ):
+            if source != target and source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+
+    def _test(self, tracker: WandbRun) -> dict[str, Any]:
+        """The only place that opens the test split of a training run."""
+        path = self.folder.best if self.settings.eval.checkpoint == "best" else self.folder.last
+        payload = checkpoint.load(path)
+        checkpoint.load_weights(self.parts.algorithm, payload, path)
+        results = test(self.settings, self.parts, self.folder, path.stem, payload["progress"]["iteration"])
+        tracker.log(self.training.progress.iteration, {"test/accuracy": results["accuracy"]["mean"]})
+        tracker.summarise(
+            {f"test/{name}_{key}": results[name][key] for name in ("accuracy", "loss") for key in ("mean", "ci95", "n")}
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            picture = Path(scratch) / "episode.png"
+            _draw(self.parts, self.validation, picture)
+            tracker.picture(self.training.progress.iteration, "val/episode", picture)
+        tracker.checkpoint(path, {"test_accuracy": results["accuracy"]["mean"], **self.settings.task.model_dump()})
+        return results
+
+
+def test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_name: str, iteration: int) -> dict[str, Any]:
+    """Meta-test on the test split, write ``results.json`` and ``episodes.npz``, print the final line.
+
+    Returns:
+        The content of ``results.json``.
+    """
+    sampler = parts.sampler("test", settings.eval.seed)
+    count = settings.eval.episodes
+    with console.progress(f"testing on {count} episodes", count) as advance:
+        scores = evaluate(parts.algorithm, sampler, count, parts.hardware, advance)
+    results = {
+        "algo": settings.algo["name"],
+        "dataset": settings.dataset["name"],
+        "backbone": settings.backbone["name"],
+        "parameters": parts.parameters,
+        "seed": settings.seed,
+        "split": "test",
+        "checkpoint": checkpoint_name,
+        "iteration": iteration,
+        "transductive": parts.algorithm.transductive,
+        "task": settings.task.model_dump(),
+        "accuracy": t_interval(scores.accuracy).as_dict(),
+        "loss": t_interval(scores.loss).as_dict(),
+        "episodes_seed": settings.eval.seed,
+        "episodes_digest": sampler.digest(count),
+    }
+    folder.write_episodes({"accuracy": scores.accuracy, "loss": scores.loss})
+    folder.write_json(folder.results, results)
+    console.say(result_line(scores), style="bold green")
+    return results
+
+
+def result_line(scores: EpisodeScores) -> str:
+    """The final line of a run: n, mean accuracy, half width of the 95% interval and its definition."""
+    accuracy = t_interval(scores.accuracy)
+    mean, half = 100 * accuracy.mean, 100 * accuracy.ci95
+    return f"test  {accuracy.n} episodes  accuracy {mean:.2f} ± {half:.2f} % (95% CI, {accuracy.method})"
+
+
+def run_title(settings: Settings) -> str:
+    """Algorithm, data set and task in a few words."""
+    return f"{settings.algo['name']} {settings.dataset['name']} {settings.task.ways}w{settings.task.shots}s"
+
+
+def header(settings: Settings, parts: Parts) -> str:
+    """The header line of a run."""
+    mode = "transductive" if parts.algorithm.transductive else "inductive"
+    return " | ".join(
+        (
+            f"{settings.algo['name']} ({mode})",
+            str(settings.dataset["name"]),
+            str(parts.task),
+            f"{settings.backbone['name']} ({parts.parameters:,} parameters)",
+            parts.hardware.describe(),
+            f"seed {settings.seed}",
+        )
+    )
+
+
+def _validation_line(iteration: int, total: int, values: Mapping[str, float], best: float) -> str:
+    mean, half = 100 * values["val/accuracy"], 100 * values["val/accuracy_ci95"]
+    note = "  best so far" if values["val/accuracy"] >= best else ""
+    return f"val  {iteration}/{total}  accuracy {mean:.2f} ± {half:.2f} %  loss {values['val/loss']:.3f}{note}"
+
+
+def _draw(parts: Parts, sampler: EpisodeSampler, path: Path) -> None:
+    episodes = sampler.batch(0, 1)
+    parts.algorithm.eval()
+    with torch.no_grad(), parts.hardware.autocast():
+        logits = parts.algorithm.predict(episodes)
+    draw_episode(episodes, logits, path)
+
+
+def _resume_point(settings: Settings, folder: RunFolder) -> Path | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        FslError: there is none where one was asked for, or a run would be overwritten.
+    """
+    if settings.resume == "auto":
+        return folder.last if folder.last.is_file() else None
+    if isinstance(settings.resume, str):
+        path = Path(settings.resume).expanduser().absolute()
+        path = RunFolder(path).last if path.is_dir() else path
+        if not path.is_file():
+            raise FslError("there is no such checkpoint", where=f"resume={settings.resume}", hint="name a run folder")
+        return path
+    if folder.config.exists():
+        raise FslError(
+            "already holds a run",
+            where=str(folder.path),
+            hint="go on with resume=auto, or choose another hydra.run.dir",
+        )
+    return None

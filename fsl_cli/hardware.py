@@ -1,0 +1,116 @@
+"""Device, precision, threads and determinism of one run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import random
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fsl_cli.errors import FslError
+
+_DEFAULT_THREADS = torch.get_num_threads()
+_CHUNK_CPU, _CHUNK_GPU = 8, 64  # 8 tasks of Omniglot's size stay in a processor's cache
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a run computes.
+
+    Attributes:
+        device: the device.
+        precision: ``fp32``, or ``bf16`` for mixed precision with fp32 weights.
+        task_chunk: episodes computed at once.
+    """
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    task_chunk: int
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context of every forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def describe(self) -> str:
+        """One phrase for the header of a run."""
+        name = str(self.device)
+        if self.device.type == "cuda":
+            name += f" ({torch.cuda.get_device_name(self.device)})"
+        elif self.device.type == "cpu":
+            name += f" ({torch.get_num_threads()} threads)"
+        return f"{name}, {self.precision}"
+
+
+def set_up(
+    device: str,
+    precision: Literal["fp32", "bf16"],
+    threads: int | None,
+    deterministic: bool,
+    task_chunk: int | Literal["auto"],
+) -> Hardware:
+    """Apply the hardware settings to this process; every call starts from the same state.
+
+    Raises:
+        FslError: the device does not exist here.
+    """
+    chosen = pick_device(device)
+    torch.set_num_threads(threads or _DEFAULT_THREADS)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_flush_denormal(True)  # a converged inner loop makes denormals, which are up to 15 times slower
+    _keep_freed_memory()
+    chunk = task_chunk if task_chunk != "auto" else _CHUNK_CPU if chosen.type == "cpu" else _CHUNK_GPU
+    return Hardware(chosen, precision, chunk)
+
+
+def seed_everything(seed: int) -> None:
+    """Start every random generator a library might use from ``seed``."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``gpu``, ``mps``, ``cuda`` or ``cuda:N`` means here.
+
+    Raises:
+        FslError: it does not exist here.
+    """
+    present = available_devices()
+    if name == "auto":
+        name = present[-1]
+    elif name == "gpu":
+        name = present[-1] if len(present) > 1 else "gpu"
+    name = "cuda:0" if name == "cuda" else name
+    if name not in present:
+        raise FslError(f"{name} does not exist here", where="hardware.device", hint=f"available: {', '.join(present)}")
+    return torch.device(name)
+
+
+def available_devices() -> list[str]:
+    """Devices of this machine, the one that ``auto`` takes last."""
+    devices = ["cpu"]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    devices += [f"cuda:{index}" for index in reversed(range(torch.cuda.device_count()))]
+    return devices
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed blocks: handing them back costs a page fault per page on the next step (a third of the time).
+
+    Linux with glibc only; PyTorch's own allocator does the same on GPUs.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)

@@ -1,0 +1,121 @@
+"""What one task does with its support set: adapt a classifier, then classify the queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsl_cli.backbones.batch_norm import statistics_from
+from fsl_cli.inner.adaptation import GradientFunction, Parameters, adapt
+
+Adapt = Literal["all", "head", "body"]
+
+
+class Classifier(nn.Module):
+    """A backbone (``body``) with a linear ``head``, images ``[B, C, H, W]`` to logits ``[B, ways]``."""
+
+    def __init__(self, body: nn.Module, features: int, ways: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(features, ways)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        return self.head(self.body(x))
+
+    def with_ways(self, ways: int) -> Classifier:
+        """This classifier for another number of ways: the same body, every row of the head the mean of the rows here.
+
+        The rows of a meta-trained head are interchangeable, since labels are drawn at random in every episode; one
+        shared row does as well as several (Ye & Chao 2022, "How to train your MAML to excel in few-shot
+        classification"). The new head is a copy: no gradient reaches the one it was made from.
+        """
+        if ways == self.head.out_features:
+            return self
+        other = Classifier(self.body, self.head.in_features, ways).to(self.head.weight)
+        for old, new in zip(self.head.parameters(), other.head.parameters(), strict=True):
+            new.data = mean_row(old.data, ways)
+        return other
+
+
+def mean_row(values: Tensor, ways: int) -> Tensor:
+    """The mean over the first axis, repeated ``ways`` times: ``[N, ...]`` to ``[ways, ...]``."""
+    return values.mean(0, keepdim=True).repeat(ways, *[1] * (values.ndim - 1))
+
+
+def adapted_names(net: Classifier, which: Adapt) -> list[str]:
+    """Names of the parameters that the inner loop moves."""
+    names = [name for name, _ in net.named_parameters()]
+    return names if which == "all" else [name for name in names if name.startswith(f"{which}.")]
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """The inner loop of one task, written once; engines map it over tasks.
+
+    Attributes:
+        net: the classifier.
+        which: what is adapted; the rest stays as it was meta-learned.
+        step_sizes: alpha by parameter name.
+        first_order: treat inner gradients as constants.
+        transductive: queries are normalised by the statistics of the query batch; otherwise by those of the support
+            set, so that a query's logits do not depend on the other queries (MetaBN, Bronskill et al. 2020).
+    """
+
+    net: Classifier
+    which: Adapt
+    step_sizes: Mapping[str, Tensor | float]
+    first_order: bool
+    transductive: bool
+
+    def query_logits(
+        self, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: int, gradient: GradientFunction
+    ) -> Tensor:
+        """Adapt to one support set and return the logits of its queries.
+
+        Args:
+            support_x: ``[N*K, C, H, W]``.
+            support_y: int64 ``[N*K]``.
+            query_x: ``[N*Q, C, H, W]``.
+            steps: inner steps.
+            gradient: see `adapt`.
+
+        Returns:
+            ``[N*Q, N]``.
+        """
+        module: nn.Module = self.net
+        step_sizes = self.step_sizes
+        if self.which == "head":  # the features do not change while the head adapts: compute them once
+            support_x, query_x = self.outputs(self.net.body, support_x, query_x)
+            module = self.net.head
+            step_sizes = {name.removeprefix("head."): alpha for name, alpha in step_sizes.items()}
+        parameters = dict(module.named_parameters())
+        adapted = {name: theta for name, theta in parameters.items() if name in step_sizes}
+        fixed = {name: theta for name, theta in parameters.items() if name not in step_sizes}
+
+        def support_loss(parameters: Parameters) -> Tensor:
+            return F.cross_entropy(torch.func.functional_call(module, fixed | parameters, support_x), support_y)
+
+        adapted = adapt(support_loss, adapted, step_sizes, steps, gradient, first_order=self.first_order)
+        forward = partial(torch.func.functional_call, module, fixed | adapted)
+        return self.query_outputs(module, support_x, query_x, forward)
+
+    def outputs(self, module: nn.Module, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        """``module`` of the support images, normalised by their own statistics, and of the queries."""
+        return module(support_x), self.query_outputs(module, support_x, query_x)
+
+    def query_outputs(
+        self, module: nn.Module, support_x: Tensor, query_x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """``module`` of the queries, normalised as ``transductive`` says; ``forward`` runs it with other parameters."""
+        forward = forward or module
+        if self.transductive:
+            return forward(query_x)
+        with statistics_from(module, "first_rows", rows=len(support_x)):
+            return forward(torch.cat([support_x, query_x]))[len(support_x) :]

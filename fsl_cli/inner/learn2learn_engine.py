@@ -1,0 +1,62 @@
+"""The inner loop of learn2learn 0.2.0: its MAML, and its MetaSGD where step sizes are learned per parameter."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsl_cli.episodes import Episodes
+from fsl_cli.errors import FslError
+from fsl_cli.inner.inner_loop import InnerLoop
+from fsl_cli.optional import learn2learn
+
+
+def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
+    """One task after the other through learn2learn. Returns query logits ``[T, N*Q, N]``.
+
+    Raises:
+        FslError: learn2learn is missing, or it has no such method (see `check_supported`).
+    """
+    check_supported(inner)
+    tasks = zip(episodes.support_x, episodes.support_y, episodes.query_x, strict=True)
+    # learn2learn differentiates with torch.autograd.grad, which needs a graph even when no outer gradient is wanted.
+    outer = torch.is_grad_enabled()
+    with torch.enable_grad():
+        logits = torch.stack([_one_task(inner, *task, steps=steps) for task in tasks])
+    return logits if outer else logits.detach()
+
+
+def check_supported(inner: InnerLoop) -> None:
+    """Raise `FslError` for what learn2learn does not do: adapting the body alone, a step size per layer."""
+    if inner.which == "body":
+        raise _unsupported("algo.adapt=body", "adapt=all or head")
+    learned = [alpha for alpha in inner.step_sizes.values() if isinstance(alpha, Tensor)]
+    if learned and learned[0].ndim == 0:
+        raise _unsupported("algo.inner_lr_learning=per_layer", "inner_lr_learning=none or per_parameter")
+
+
+def _unsupported(what: str, valid: str) -> FslError:
+    return FslError(
+        f"learn2learn has no {what}", where="hardware.engine=learn2learn", hint=f"use {valid}, or engine=vmap"
+    )
+
+
+def _one_task(inner: InnerLoop, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: int) -> Tensor:
+    module: nn.Module = inner.net
+    if inner.which == "head":
+        support_x, query_x = inner.outputs(inner.net.body, support_x, query_x)
+        module = inner.net.head
+    learner = _wrap(inner, module).clone()
+    for _ in range(steps):
+        learner.adapt(F.cross_entropy(learner(support_x), support_y))
+    return inner.query_outputs(learner, support_x, query_x)
+
+
+def _wrap(inner: InnerLoop, module: nn.Module) -> nn.Module:
+    alphas = list(inner.step_sizes.values())
+    if isinstance(alphas[0], Tensor):
+        meta_sgd = learn2learn("algorithms.meta_sgd", needed_for="hardware.engine=learn2learn").MetaSGD
+        return meta_sgd(module, lrs=alphas, first_order=inner.first_order)
+    maml = learn2learn("algorithms.maml", needed_for="hardware.engine=learn2learn").MAML
+    return maml(module, lr=alphas[0], first_order=inner.first_order)

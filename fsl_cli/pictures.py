@@ -1,0 +1,57 @@
+"""Pictures of what a model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from fsl_cli.episodes import Episodes
+
+_MOST_WAYS, _MOST_QUERIES = 20, 10
+
+
+def draw_episode(episodes: Episodes, logits: Tensor, path: Path) -> None:
+    """Draw the first episode: a row per class, its support images, then queries framed by whether they were recognised.
+
+    Args:
+        episodes: at least one.
+        logits: query logits ``[T, N*Q, N]``.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ways = min(episodes.ways, _MOST_WAYS)
+    labels, predicted = episodes.query_y[0].cpu(), logits[0].argmax(-1).cpu()
+    shots = len(episodes.support_y[0]) // episodes.ways
+    queries = min(len(labels) // episodes.ways, _MOST_QUERIES)
+    figure = Figure(figsize=(0.7 * (shots + queries + 1), 0.8 * ways + 0.6))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(ways, shots + queries, squeeze=False)
+    for way in range(ways):
+        support = episodes.support_x[0][episodes.support_y[0] == way]
+        for column, image in enumerate(support):
+            _draw(axes[way][column], image, "support" if way == 0 else "", "black")
+        for column, query in enumerate((labels == way).nonzero().flatten()[:queries].tolist()):
+            right = bool(predicted[query] == way)
+            title = "" if right else f"as {int(predicted[query])}"
+            _draw(axes[way][shots + column], episodes.query_x[0][query], title, "green" if right else "red")
+        axes[way][0].set_ylabel(str(way), rotation=0, ha="right", va="center")
+    share = float((predicted == labels).float().mean())
+    figure.suptitle(f"one episode: {100 * share:.0f} % of {len(labels)} queries right (green)", fontsize=9)
+    figure.savefig(path, dpi=100)
+
+
+def _draw(axis: object, image: Tensor, title: str, colour: str) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axis, Axes)
+    pixels = image.float().cpu()
+    axis.imshow(pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0), cmap="gray_r", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=6, color=colour, pad=2)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_color(colour)
+        spine.set_linewidth(1.5)

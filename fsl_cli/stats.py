@@ -1,0 +1,51 @@
+"""Intervals for a mean. The episode is the unit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class MeanInterval:
+    """A mean and the half width of its 95% confidence interval.
+
+    Attributes:
+        mean: the mean, in the unit of the values.
+        ci95: half width of the interval; NaN when n is 1, since one value says nothing about spread.
+        n: number of values.
+        method: ``t`` (Student's t, sample standard deviation with ddof=1).
+    """
+
+    mean: float
+    ci95: float
+    n: int
+    method: str
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
+    """Mean of independent values with Student's t interval, ``t * s / sqrt(n)`` with n-1 degrees of freedom.
+
+    Args:
+        values: ``[n]``, n >= 1.
+        level: confidence level in (0, 1).
+
+    Raises:
+        ValueError: no values.
+    """
+    from scipy import stats  # half a second of import, needed once at the end of a run
+
+    array = np.asarray(values, dtype=np.float64)
+    n = array.size
+    if n == 0:
+        raise ValueError("an interval needs at least one value")
+    half = float("nan")
+    if n > 1:
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * array.std(ddof=1) / np.sqrt(n))
+    return MeanInterval(float(array.mean()), half, n, "t")

@@ -1,0 +1,107 @@
+"""Tables of results, built from run folders: what a sweep or a scripted meta-test ends with.
+
+python -m fsl_cli.summary FOLDER... --markdown FILE --csv FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fsl_cli import console
+from fsl_cli.run_folder import RunFolder, read_json, write_atomically
+
+COLUMNS = ("run", "algo", "dataset", "ways", "shots", "seed", "episodes", "accuracy %", "± 95% CI", "mode", "state")
+
+
+def row(folder: Path, name: str) -> dict[str, str]:
+    """One line of a table: the results of a run, or why there are none.
+
+    Args:
+        folder: run folder, complete or not.
+        name: what to call it.
+    """
+    run = RunFolder(folder)
+    results, status = read_json(run.results), read_json(run.status) or {"state": "failed"}
+    state = str(status["state"])
+    if results is None or state == "failed":
+        reason = str(status.get("error", "no results"))
+        return {**dict.fromkeys(COLUMNS, ""), **_described(run), "run": name, "state": f"{state}: {reason}"}
+    accuracy = results["accuracy"]
+    return {
+        "run": name,
+        **{key: str(results[key]) for key in ("algo", "dataset", "seed")},
+        **{key: str(results["task"][key]) for key in ("ways", "shots")},
+        "episodes": str(accuracy["n"]),
+        "accuracy %": f"{100 * accuracy['mean']:.2f}",
+        "± 95% CI": f"{100 * accuracy['ci95']:.2f}",
+        "mode": "transductive" if results["transductive"] else "inductive",
+        "state": state,
+    }
+
+
+def _described(run: RunFolder) -> dict[str, str]:
+    """What is known of a run that has no results."""
+    if not run.config.is_file():
+        return {}
+    config = run.read_config()
+    described = {"algo": config["algo"]["name"], "dataset": config["dataset"]["name"], "seed": config["seed"]}
+    return {key: str(value) for key, value in (described | config["task"]).items() if key in COLUMNS}
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Rows as a Markdown table."""
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    lines += [[each[column].replace("|", "\\|") for column in COLUMNS] for each in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def comma_separated(rows: Sequence[dict[str, str]]) -> str:
+    """Rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path) -> int:
+    """Write and print a table. Returns 1 if a run in it has failed, else 0."""
+    for path, text in ((markdown_file, markdown(rows)), (csv_file, comma_separated(rows))):
+        encoded = text.encode()
+        write_atomically(path, lambda file, encoded=encoded: _write(file, encoded))
+    console.table("results", COLUMNS, [[each[column] for column in COLUMNS] for each in rows])
+    console.say(f"tables  {markdown_file}  {csv_file}")
+    return int(any(each["state"] != "done" for each in rows))
+
+
+def report_sweep(folder: Path) -> int:
+    """The table of a sweep, from its job folders 0, 1, ... Returns 1 if a job has failed, else 0."""
+    jobs = sorted(
+        (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name)
+    )
+    return report([row(job, job.name) for job in jobs], folder / "results.md", folder / "results.csv")
+
+
+def _write(file: Any, text: bytes) -> None:
+    file.write(text)
+
+
+def main() -> int:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m fsl_cli.summary", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders; NAME=FOLDER gives a row another name")
+    parser.add_argument("--markdown", type=Path, required=True)
+    parser.add_argument("--csv", type=Path, required=True)
+    chosen = parser.parse_args()
+    named = [str(folder).rpartition("=")[::2] for folder in chosen.folders]
+    rows = [row(Path(folder), name or folder) for name, folder in named]
+    return report(rows, chosen.markdown, chosen.csv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,207 @@
+"""The outer loop: sample episodes, take a step, log, validate, keep the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsl_cli import metrics
+from fsl_cli.algos.algorithm import Algorithm
+from fsl_cli.config import TrainSettings
+from fsl_cli.episodes import EpisodeSampler
+from fsl_cli.errors import FslError
+from fsl_cli.hardware import Hardware
+
+
+@dataclass
+class Progress:
+    """Where a training is; all of it is saved with a checkpoint.
+
+    Attributes:
+        iteration: outer steps done.
+        seconds: wall-clock time of training, without validation.
+        best_accuracy: best validation accuracy so far.
+        best_iteration: where it was reached.
+        stale: validations since then.
+        window: sums since the last logged line: of each metric, ``steps`` and ``seconds``.
+    """
+
+    iteration: int = 0
+    seconds: float = 0.0
+    best_accuracy: float = -1.0
+    best_iteration: int = 0
+    stale: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the training tells the outside.
+
+    Attributes:
+        log: metrics of an iteration.
+        validate: scores the algorithm on the validation split: mean accuracy and metrics to log.
+        save: writes a checkpoint; called with whether it is the best so far.
+        advance: called after every iteration.
+    """
+
+    log: Callable[[int, Mapping[str, float]], None]
+    validate: Callable[[], Mapping[str, float]]
+    save: Callable[[bool], None]
+    advance: Callable[[int], None]
+
+
+class Training:
+    """A meta-training that can be stopped after any iteration and continued with the same numbers.
+
+    Args:
+        algorithm: what is trained.
+        optimizer: over its parameters.
+        sampler: training episodes; iteration i uses episodes ``i*meta_batch ..``.
+        settings: see ``conf/train.yaml``.
+        hardware: device, precision and how many episodes are computed at once.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        optimizer: torch.optim.Optimizer,
+        sampler: EpisodeSampler,
+        settings: TrainSettings,
+        hardware: Hardware,
+    ) -> None:
+        self.algorithm, self.optimizer, self.sampler = algorithm, optimizer, sampler
+        self.settings, self.hardware = settings, hardware
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(settings))
+        self.progress = Progress()
+        self._pending: dict[str, Tensor] = {}
+
+    def run(self, hooks: Hooks) -> None:
+        """Train until the iterations, the minutes or the patience run out.
+
+        Raises:
+            FslError: the loss is no longer finite.
+        """
+        settings, progress = self.settings, self.progress
+        while not self._finished():
+            started = time.perf_counter()
+            self.step()
+            self._count(time.perf_counter() - started)
+            last = self._finished()
+            validating = progress.iteration % settings.val_every == 0 or last
+            if progress.iteration % settings.log_every == 0 or validating:
+                hooks.log(progress.iteration, self._averages())
+            if validating:
+                self._validate(hooks)
+            hooks.advance(progress.iteration)
+
+    def step(self) -> None:
+        """One outer step on the next ``meta_batch`` episodes, a chunk at a time."""
+        count = self.settings.meta_batch
+        episodes = self.sampler.batch(self.progress.iteration * count, count)
+        self.algorithm.train()
+        self.optimizer.zero_grad()
+        for chunk in episodes.split(self.hardware.task_chunk):
+            share = len(chunk) / count
+            with self.hardware.autocast():
+                step = self.algorithm.loss(chunk)
+            (step.loss * share).backward()
+            accuracy = metrics.accuracy(step.logits, chunk.query_y).mean()
+            self._add({"loss": step.loss.detach(), "accuracy": accuracy, **step.metrics}, share)
+        if self.settings.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.algorithm.parameters(), self.settings.clip_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.progress.iteration += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on with the same numbers."""
+        self._collect()
+        return {
+            "algo": self.algorithm.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "progress": asdict(self.progress),
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; the weights of the algorithm are loaded separately."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress = Progress(**state["progress"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if state["random"]["cuda"] and len(state["random"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+    def _finished(self) -> bool:
+        settings, progress = self.settings, self.progress
+        return (
+            progress.iteration >= settings.iterations
+            or (settings.max_minutes is not None and progress.seconds >= 60 * settings.max_minutes)
+            or (settings.patience is not None and progress.stale >= settings.patience)
+        )
+
+    def _validate(self, hooks: Hooks) -> None:
+        progress = self.progress
+        values = hooks.validate()
+        improved = values["val/accuracy"] > progress.best_accuracy
+        progress.stale = 0 if improved else progress.stale + 1
+        if improved:
+            progress.best_accuracy, progress.best_iteration = values["val/accuracy"], progress.iteration
+        hooks.log(progress.iteration, values)
+        hooks.save(improved)
+
+    def _add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        """Add to the running sums without waiting for the device."""
+        for name, value in values.items():
+            value = value.detach().float() * weight
+            self._pending[name] = self._pending[name] + value if name in self._pending else value
+
+    def _count(self, seconds: float) -> None:
+        progress = self.progress
+        progress.seconds += seconds
+        for name, amount in (("seconds", seconds), ("steps", 1.0)):
+            progress.window[name] = progress.window.get(name, 0.0) + amount
+
+    def _collect(self) -> None:
+        """Move the sums from the device into ``progress.window``."""
+        window = self.progress.window
+        for name, value in self._pending.items():
+            window[name] = window.get(name, 0.0) + value.item()
+        self._pending.clear()
+
+    def _averages(self) -> dict[str, float]:
+        self._collect()
+        progress = self.progress
+        window, progress.window = progress.window, {}
+        steps, seconds = window.pop("steps"), window.pop("seconds")
+        values = {f"train/{name}": total / steps for name, total in window.items()}
+        if not math.isfinite(values["train/loss"]):
+            raise FslError(
+                f"the loss is {values['train/loss']} at iteration {progress.iteration}",
+                where="train",
+                hint="lower algo.inner_lr or train.optimizer.lr, or set train.clip_grad_norm=10",
+            )
+        values["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        values["train/seconds_per_iteration"] = seconds / steps
+        values["train/tasks_per_second"] = self.settings.meta_batch * steps / seconds
+        return values
+
+
+def rate_factor(settings: TrainSettings) -> Callable[[int], float]:
+    """The learning rate at an iteration, as a fraction of the optimizer's."""
+    if settings.schedule == "cosine":
+        return lambda iteration: 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / settings.iterations)))
+    if settings.schedule == "step":
+        return lambda iteration: settings.step_factor ** (iteration // settings.step_every)
+    return lambda iteration: 1.0

@@ -1,0 +1,49 @@
+"""Small problems shared by the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from fsl_cli.backbones.batch_norm import BatchNorm
+from fsl_cli.datasets.class_images import ClassImages
+from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+
+
+class TinyNet(nn.Module):
+    """A convolution, batch normalisation, a smooth non-linearity: small enough for finite differences."""
+
+    def __init__(self, channels: int = 1, filters: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, filters, 3, stride=2, padding=1)
+        self.norm = BatchNorm(filters)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.norm(self.conv(x))).mean((-2, -1))
+
+
+def random_episodes(ways: int = 3, shots: int = 2, queries: int = 2, tasks: int = 3, size: int = 6) -> Episodes:
+    """Episodes of noise, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(ways)
+    return Episodes(
+        torch.rand(tasks, ways * shots, 1, size, size, generator=generator, dtype=torch.float64),
+        labels.repeat_interleave(shots).expand(tasks, -1),
+        torch.rand(tasks, ways * queries, 1, size, size, generator=generator, dtype=torch.float64),
+        labels.repeat_interleave(queries).expand(tasks, -1),
+        ways,
+    )
+
+
+def striped_classes(classes: int = 24, images: int = 12, size: int = 12, seed: int = 0) -> ClassImages:
+    """Classes that are easy to tell apart after a little learning: a random pattern each, drawn with noise."""
+    random = np.random.default_rng(seed)
+    patterns = random.random((classes, 1, size, size)) > 0.5
+    noisy = np.where(random.random((classes, images, 1, size, size)) < 0.1, ~patterns[:, None], patterns[:, None])
+    pixels = torch.from_numpy((noisy * 255).astype(np.uint8)).flatten(0, 1)
+    return ClassImages(pixels, np.full(classes, images), [f"pattern {index}" for index in range(classes)])
+
+
+def sampler(task: Task = Task(4, 1, 3), split: str = "train", seed: int = 0) -> EpisodeSampler:
+    return EpisodeSampler(striped_classes(), split, task, seed)
