@@ -29,9 +29,7 @@ def target_of(node: Mapping[str, Any], where: str) -> type:
     """
     target = node.get("_target_")
     if not isinstance(target, str) or not target.startswith(ALLOWED) or target.count(".") < 2:
-        raise FslError(
-            f"{target!r} may not be built", where=f"{where}._target_", hint=f"allowed: {'*, '.join(ALLOWED)}*"
-        )
+        raise FslError(f"{target!r} may not be built", where=f"{where}._target_", hint=f"allowed: {'*, '.join(ALLOWED)}*")
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)

@@ -49,15 +49,11 @@ def load(path: Path) -> dict[str, Any]:
         FslError: there is none, it is damaged, or it is not one of fsl's.
     """
     if not path.is_file():
-        raise FslError(
-            "there is no such checkpoint", where=str(path), hint="fsl train writes checkpoints/{best,last}.pt"
-        )
+        raise FslError("there is no such checkpoint", where=str(path), hint="fsl train writes checkpoints/{best,last}.pt")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise FslError(
-            f"cannot be read: {str(error).splitlines()[0]}", where=str(path), hint="it is damaged"
-        ) from error
+        raise FslError(f"cannot be read: {str(error).splitlines()[0]}", where=str(path), hint="it is damaged") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise FslError("is not a checkpoint of this version of fsl", where=str(path))
     return payload

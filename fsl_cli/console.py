@@ -90,9 +90,7 @@ class TrainingProgress:
             self._task = self._bar.add_task("train", total=self._total, completed=self._done, numbers="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
 

@@ -56,9 +56,7 @@ class Episodes:
         """Yield these episodes in order, at most ``size`` at a time."""
         for first in range(0, len(self), size):
             part = slice(first, first + size)
-            yield Episodes(
-                self.support_x[part], self.support_y[part], self.query_x[part], self.query_y[part], self.ways
-            )
+            yield Episodes(self.support_x[part], self.support_y[part], self.query_x[part], self.query_y[part], self.ways)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Episodes:
         """The same episodes on ``device``, images as ``dtype``."""
@@ -124,9 +122,7 @@ class EpisodeSampler:
         Problems: the split has fewer classes than ways, or a class has fewer images than shots + queries.
     """
 
-    def __init__(
-        self, source: ClassImages, split: str, task: Task, seed: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, source: ClassImages, split: str, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
         raise_all(task_problems(source.counts, split, task))
         self.source, self.split, self.task, self.device = source, split, task, torch.device(device)
         self._images = source.images.to(self.device)

@@ -172,12 +172,7 @@ def all_keys(config: DictConfig, prefix: str = "") -> list[str]:
         if prefix and name in RESERVED and not prefix.startswith("train."):
             continue
         node = config._get_node(name)
-        inner = (
-            isinstance(node, DictConfig)
-            and not node._is_none()
-            and not node._is_missing()
-            and not node._is_interpolation()
-        )
+        inner = isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and not node._is_interpolation()
         keys += all_keys(node, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]  # type: ignore[arg-type]
     return keys
 

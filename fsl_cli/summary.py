@@ -81,9 +81,7 @@ def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path) 
 
 def report_sweep(folder: Path) -> int:
     """The table of a sweep, from its job folders 0, 1, ... Returns 1 if a job has failed, else 0."""
-    jobs = sorted(
-        (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name)
-    )
+    jobs = sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name))
     return report([row(job, job.name) for job in jobs], folder / "results.md", folder / "results.csv")
 
 

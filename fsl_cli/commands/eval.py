@@ -76,9 +76,7 @@ def _is_own(override: Override) -> bool:
     return override.key_or_group == "run" or override.key_or_group.startswith("hydra.")
 
 
-def _evaluate(
-    settings: Settings, config: dict[str, Any], trained: RunFolder, folder: RunFolder, *, trained_ways: int
-) -> None:
+def _evaluate(settings: Settings, config: dict[str, Any], trained: RunFolder, folder: RunFolder, *, trained_ways: int) -> None:
     from fsl_cli import environment, experiment
     from fsl_cli.assembly import assemble
 

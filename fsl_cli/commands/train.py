@@ -113,9 +113,7 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
     except Exception as error:
         console.log.exception("the run failed")
         folder.write_status("failed", error=f"{type(error).__name__}: {error}")
-        console.fail(
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback: {folder.log})"
-        )
+        console.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback: {folder.log})")
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)

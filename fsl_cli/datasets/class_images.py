@@ -28,9 +28,7 @@ class ClassImages:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(f"images must be uint8 [M, C, H, W], got {self.images.dtype} {list(self.images.shape)}")
         if len(self.counts) != len(self.names) or int(self.counts.sum()) != len(self.images):
-            raise ValueError(
-                f"{len(self.images)} images, {len(self.names)} names and {self.counts.sum()} counted images"
-            )
+            raise ValueError(f"{len(self.images)} images, {len(self.names)} names and {self.counts.sum()} counted images")
 
     def __len__(self) -> int:
         """Number of classes."""

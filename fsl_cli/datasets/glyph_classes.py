@@ -54,7 +54,7 @@ UPRIGHT = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
 FEWEST_FACES = 2
 LONGEST = 3.0  # longer side : shorter side
 THINNEST = 0.4  # share of the ink that is left when every stroke loses a pixel on both sides, at 64 pixels
-ALIKE_WITHIN, ALIKE_ACROSS = 0.95, 0.90  # likeness of two canonical pictures, in one split, between two
+ALIKE_WITHIN, ALIKE_ACROSS = 0.965, 0.915  # likeness of two canonical pictures, in one split, between two
 CANONICAL = 32  # pixels
 
 

@@ -88,9 +88,7 @@ class Glyphs:
     def _source(self) -> PackSource:
         classes = sorted(glyph_classes.glyph_classes(), key=lambda glyph: SPLITS.index(glyph.split))
         return PackSource(
-            splits={
-                split: {glyph.name: self.drawings for glyph in classes if glyph.split == split} for split in SPLITS
-            },
+            splits={split: {glyph.name: self.drawings for glyph in classes if glyph.split == split} for split in SPLITS},
             image_shape=self.image_shape,
             images=self._drawn(classes),
         )

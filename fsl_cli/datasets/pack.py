@@ -137,9 +137,7 @@ def _open_split(folder: Path, split: str) -> ClassImages | None:
 
 def _read_counts(folder: Path, split: str) -> np.ndarray | None:
     try:
-        return np.asarray(
-            json.loads((folder / "index.json").read_text(encoding="utf-8"))[split]["counts"], dtype=np.int64
-        )
+        return np.asarray(json.loads((folder / "index.json").read_text(encoding="utf-8"))[split]["counts"], dtype=np.int64)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

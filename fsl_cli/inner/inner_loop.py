@@ -30,7 +30,7 @@ class Classifier(nn.Module):
         return self.head(self.body(x))
 
     def with_ways(self, ways: int) -> Classifier:
-        """This classifier for another number of ways: the same body, every row of the head the mean of the rows here.
+        """Give the classifier another number of ways: the same body, every row of the head the mean of the rows here.
 
         The rows of a meta-trained head are interchangeable, since labels are drawn at random in every episode; one
         shared row does as well as several (Ye & Chao 2022, "How to train your MAML to excel in few-shot

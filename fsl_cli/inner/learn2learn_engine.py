@@ -37,9 +37,7 @@ def check_supported(inner: InnerLoop) -> None:
 
 
 def _unsupported(what: str, valid: str) -> FslError:
-    return FslError(
-        f"learn2learn has no {what}", where="hardware.engine=learn2learn", hint=f"use {valid}, or engine=vmap"
-    )
+    return FslError(f"learn2learn has no {what}", where="hardware.engine=learn2learn", hint=f"use {valid}, or engine=vmap")
 
 
 def _one_task(inner: InnerLoop, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: int) -> Tensor:
