@@ -53,10 +53,7 @@ def of(verb: str, what: str) -> str:
         lines += ["", "groups (fsl ls explains them):"]
         lines += [f"  {group}={'|'.join(choices(group))}" for group in GROUPS]
         lines += ["", "settings and their defaults:", *_settings()]
-        lines += [
-            "",
-            "options of a group's member stand in conf/GROUP/NAME.yaml: fsl train algo=maml --cfg job shows them all.",
-        ]
+        lines += ["", "fsl train algo=maml --cfg job shows every option of the chosen members."]
         lines += ["Hydra's flags work too, e.g. -m (sweep), --cfg job (show the configuration)."]
     if verb == "eval":
         lines += [

@@ -167,13 +167,15 @@ def _key_problems(override: Override, known: DictConfig) -> list[FslError]:
 
 def all_keys(config: DictConfig, prefix: str = "") -> list[str]:
     """Dotted names of everything a user may set in a configuration."""
-    keys = []
-    for name in config:
+    keys: list[str] = []
+    for name in map(str, config):
         if prefix and name in RESERVED and not prefix.startswith("train."):
             continue
         node = config._get_node(name)
-        inner = isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and not node._is_interpolation()
-        keys += all_keys(node, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]  # type: ignore[arg-type]
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+            keys += all_keys(node, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
     return keys
 
 

@@ -41,6 +41,15 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; see `write_atomically`."""
+
+    def write(file: IO[bytes]) -> None:
+        file.write(text.encode())
+
+    write_atomically(path, write)
+
+
 def unwritable(path: Path, error: OSError) -> FslError:
     """The `FslError` for a file or folder that cannot be written."""
     reason = error.strerror or str(error)
@@ -77,8 +86,7 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """``config.yaml``: the resolved configuration."""
-        text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
-        write_atomically(self.config, lambda file: _write_text(file, text))
+        write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
     def read_config(self) -> dict[str, Any]:
         """The configuration of a finished or interrupted run.
@@ -99,8 +107,7 @@ class RunFolder:
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """A JSON file of this folder; NaN and infinity become null."""
-        text = json.dumps(_finite(content), indent=2) + "\n"
-        write_atomically(path, lambda file: _write_text(file, text))
+        write_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
     def write_status(self, state: str, **details: Any) -> None:
         """``status.json``: ``running``, ``done``, ``interrupted`` or ``failed``, and details."""
@@ -124,10 +131,6 @@ def known_runs(root: Path = Path("outputs/train")) -> str:
     """Hint naming the newest run folder below ``root``, or how to make one."""
     runs = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     return f"the newest one is {runs[-1].parent}" if runs else "fsl train makes one"
-
-
-def _write_text(file: IO[bytes], text: str) -> None:
-    file.write(text.encode())
 
 
 def _finite(value: Any) -> Any:

@@ -10,10 +10,9 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fsl_cli import console
-from fsl_cli.run_folder import RunFolder, read_json, write_atomically
+from fsl_cli.run_folder import RunFolder, read_json, write_text
 
 COLUMNS = ("run", "algo", "dataset", "ways", "shots", "seed", "episodes", "accuracy %", "± 95% CI", "mode", "state")
 
@@ -71,9 +70,8 @@ def comma_separated(rows: Sequence[dict[str, str]]) -> str:
 
 def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path) -> int:
     """Write and print a table. Returns 1 if a run in it has failed, else 0."""
-    for path, text in ((markdown_file, markdown(rows)), (csv_file, comma_separated(rows))):
-        encoded = text.encode()
-        write_atomically(path, lambda file, encoded=encoded: _write(file, encoded))
+    write_text(markdown_file, markdown(rows))
+    write_text(csv_file, comma_separated(rows))
     console.table("results", COLUMNS, [[each[column] for column in COLUMNS] for each in rows])
     console.say(f"tables  {markdown_file}  {csv_file}")
     return int(any(each["state"] != "done" for each in rows))
@@ -83,10 +81,6 @@ def report_sweep(folder: Path) -> int:
     """The table of a sweep, from its job folders 0, 1, ... Returns 1 if a job has failed, else 0."""
     jobs = sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name))
     return report([row(job, job.name) for job in jobs], folder / "results.md", folder / "results.csv")
-
-
-def _write(file: Any, text: bytes) -> None:
-    file.write(text)
 
 
 def main() -> int:

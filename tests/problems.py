@@ -45,5 +45,5 @@ def striped_classes(classes: int = 24, images: int = 12, size: int = 12, seed: i
     return ClassImages(pixels, np.full(classes, images), [f"pattern {index}" for index in range(classes)])
 
 
-def sampler(task: Task = Task(4, 1, 3), split: str = "train", seed: int = 0) -> EpisodeSampler:
+def sampler(task: Task, split: str = "train", seed: int = 0) -> EpisodeSampler:
     return EpisodeSampler(striped_classes(), split, task, seed)

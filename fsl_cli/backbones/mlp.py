@@ -5,6 +5,7 @@ fsl train backbone=mlp
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ class MLP(nn.Module):
             raise FslError(f"{list(widths)} is no list of layer widths", where="backbone.widths", hint="e.g. [256,64]")
         sizes = [math.prod(image_shape), *widths]
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), BatchNorm(outputs), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 

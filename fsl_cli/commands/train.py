@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fsl_cli import console, overrides
@@ -30,18 +31,16 @@ def main(arguments: Sequence[str]) -> int:
     multirun = "-m" in flags or "--multirun" in flags
     overrides.check("train", words)
     outcomes: list[int] = []
-    if {flag.split("=")[0] for flag in flags} <= {"-m", "--multirun"}:
-        folder = _check_everything(words, multirun)
-    else:  # flags that only show something are Hydra's own business
-        folder = None
-    _hydra_main([*flags, *words], outcomes)
-    if folder is None:
+    if not {flag.split("=")[0] for flag in flags} <= {"-m", "--multirun"}:  # Hydra's own: they only show something
+        _hydra_main([*flags, *words], outcomes)
         return 0
-    if multirun:
-        from fsl_cli import summary
+    folder = _check_everything(words, multirun)
+    _hydra_main([*flags, *words], outcomes)
+    if not multirun:
+        return outcomes[0]
+    from fsl_cli import summary
 
-        return max([summary.report_sweep(folder), *outcomes])
-    return max(outcomes, default=1)
+    return max([summary.report_sweep(folder), *outcomes])
 
 
 def _check_everything(words: Sequence[str], multirun: bool) -> Path:
@@ -75,7 +74,7 @@ def run_job(config: DictConfig) -> int:
     """One run inside Hydra. Returns its exit code; what goes wrong is printed, logged and in ``status.json``."""
     hydra_config = HydraConfig.get()
     folder = RunFolder(Path(hydra_config.runtime.output_dir))
-    in_sweep = hydra_config.mode.name == "MULTIRUN"
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
     group = Path(hydra_config.sweep.dir).name if in_sweep else None
     if in_sweep:
         console.say(f"job {hydra_config.job.num}  {' '.join(hydra_config.overrides.task)}", style="bold cyan")

@@ -95,7 +95,7 @@ class InnerLoop:
             support_x, query_x = self.outputs(self.net.body, support_x, query_x)
             module = self.net.head
             step_sizes = {name.removeprefix("head."): alpha for name, alpha in step_sizes.items()}
-        parameters = dict(module.named_parameters())
+        parameters: Parameters = dict(module.named_parameters())
         adapted = {name: theta for name, theta in parameters.items() if name in step_sizes}
         fixed = {name: theta for name, theta in parameters.items() if name not in step_sizes}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,13 +47,13 @@ def _one_task(inner: InnerLoop, support_x: Tensor, support_y: Tensor, query_x: T
     if inner.which == "head":
         support_x, query_x = inner.outputs(inner.net.body, support_x, query_x)
         module = inner.net.head
-    learner = _wrap(inner, module).clone()
+    learner: Any = _wrap(inner, module).clone()
     for _ in range(steps):
         learner.adapt(F.cross_entropy(learner(support_x), support_y))
     return inner.query_outputs(learner, support_x, query_x)
 
 
-def _wrap(inner: InnerLoop, module: nn.Module) -> nn.Module:
+def _wrap(inner: InnerLoop, module: nn.Module) -> Any:
     alphas = list(inner.step_sizes.values())
     if isinstance(alphas[0], Tensor):
         meta_sgd = learn2learn("algorithms.meta_sgd", needed_for="hardware.engine=learn2learn").MetaSGD
