@@ -33,9 +33,9 @@ clean: ## remove .venv, tools and caches (runs in outputs/ stay)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml | $(UV)
-	@env -u VIRTUAL_ENV $(UV) sync --quiet --extra learn2learn
+	@env -u VIRTUAL_ENV $(UV) sync --no-progress --extra learn2learn
 	@touch $@
 
 $(TOOLS)/bin/uv:
 	@echo "fetching uv into $(TOOLS)/"
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(TOOLS) uv
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --target $(TOOLS) uv

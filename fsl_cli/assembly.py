@@ -15,7 +15,7 @@ from fsl_cli.config import Settings
 from fsl_cli.console import progress
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import EpisodeSampler, Task, task_problems
-from fsl_cli.errors import FslError, raise_all
+from fsl_cli.errors import FslError, first_line, raise_all
 
 SplitName = Literal["train", "val", "test"]
 
@@ -110,7 +110,7 @@ def feature_width(backbone: nn.Module, image_shape: tuple[int, int, int]) -> int
         with torch.no_grad():
             output = backbone.eval()(torch.zeros(2, *image_shape))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise FslError(f"does not accept {list(image_shape)} images: {reason}", where="backbone") from error
     finally:
         backbone.train(training)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fsl_cli.errors import FslError
+from fsl_cli.errors import FslError, first_line
 from fsl_cli.run_folder import write_atomically
 
 FORMAT = 1
@@ -53,7 +53,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise FslError(f"cannot be read: {str(error).splitlines()[0]}", where=str(path), hint="it is damaged") from error
+        raise FslError(f"cannot be read: {first_line(error)}", where=str(path), hint="it is damaged") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise FslError("is not a checkpoint of this version of fsl", where=str(path))
     return payload

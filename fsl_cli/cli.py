@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from fsl_cli.errors import FslError, Problems, close_match
+from fsl_cli.errors import FslError, Problems, close_match, first_line
 
 VERBS = {
     "train": "meta-train, validate and test; -m runs a sweep",
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     asks_help = any(word in ("--help", "-h") for word in words)
-    verb = next((word for word in words if not word.startswith("-")), None)
+    named = [word for word in words if not word.startswith("-")]
+    verb = next((word for word in named if word in VERBS), named[0] if named else None)
     if "--version" in words:
         from importlib.metadata import version
 
@@ -72,7 +73,7 @@ def _unexpected(error: Exception) -> int:
     with tempfile.NamedTemporaryFile("w", prefix="fsl-error-", suffix=".log", delete=False) as file:
         traceback.print_exception(type(error), error, error.__traceback__, file=file)
     print(
-        f"error: unexpected {type(error).__name__}: {str(error).splitlines()[:1]} (traceback: {file.name})",
+        f"error: unexpected {type(error).__name__}: {first_line(error)} (traceback: {file.name})",
         file=sys.stderr,
     )
     return 1

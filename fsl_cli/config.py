@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fsl_cli import build
-from fsl_cli.errors import FslError, Problems, raise_all
+from fsl_cli.errors import FslError, Problems, first_line, raise_all
 
 # What the program hands to a constructor itself; every other parameter is an option of the YAML file.
 RUNTIME = {
@@ -123,7 +123,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise FslError(str(error).splitlines()[0], where="configuration") from error
+        raise FslError(first_line(error), where="configuration") from error
     assert isinstance(plain, dict)
     values = {str(key): value for key, value in plain.items()}
     values["data_dir"] = str(folder(values.get("data_dir"), platformdirs.user_data_dir("fsl")))

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 log = logging.getLogger("fsl")
+log.addHandler(logging.NullHandler())  # without a run's log file, nothing is to be logged anywhere else
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
 
@@ -41,7 +42,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Print a table: drawn on a terminal, tab-separated when piped."""
     if not out.is_terminal:
         for row in [columns, *rows]:
-            out.print("\t".join(row), markup=False)
+            print("\t".join(row), file=out.file)  # rich would turn tabs into spaces
         return
     drawn = Table(title=title, title_justify="left")
     for column in columns:
@@ -102,7 +103,7 @@ class TrainingProgress:
     def numbers(self, iteration: int, values: Mapping[str, float]) -> None:
         """Show the latest training numbers."""
         line = f"loss {values['train/loss']:.3f}  accuracy {100 * values['train/accuracy']:.1f} %"
-        line += f"  {values['train/tasks_per_second']:.0f} tasks/s"
+        line += f"  {values['train/tasks_per_second']:.3g} tasks/s"
         if self._bar:
             self._bar.update(self._task, numbers=line)
         elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:

@@ -157,14 +157,15 @@ class EpisodeSampler:
         )
 
     def digest(self, count: int) -> str:
-        """SHA-256 over the class names and image positions of the first ``count`` episodes.
+        """SHA-256 over the class names, the image positions and the pixels of the first ``count`` episodes.
 
         Two runs with the same digest were tested on the same episodes.
         """
-        drawn = self.indices(0, count)
+        drawn = self.indices(0, count).images
         digest = hashlib.sha256(f"{self.task} {self.source.image_shape}".encode())
         digest.update("\n".join(self.source.names).encode())
-        digest.update(np.ascontiguousarray(drawn.images, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(drawn, dtype="<i8").tobytes())
+        digest.update(self.source.images[torch.from_numpy(np.unique(drawn))].numpy().tobytes())
         return digest.hexdigest()
 
     def _gather(self, rows: Tensor) -> Tensor:

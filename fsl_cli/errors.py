@@ -54,5 +54,10 @@ def close_match(word: str, valid: Iterable[str]) -> str:
     return " ".join(part for part in (meant, every) if part)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type when it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _rebuild(what: str, where: str | None, hint: str | None) -> FslError:
     return FslError(what, where=where, hint=hint)

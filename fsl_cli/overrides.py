@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl_cli.conf_files import GROUPS, RESERVED, choices, conf_dir
-from fsl_cli.errors import FslError, close_match, raise_all
+from fsl_cli.errors import FslError, close_match, first_line, raise_all
 
 _FLAGS_WITH_VALUE = {
     "--cfg",
@@ -116,7 +116,7 @@ def compose_config(config_name: str, overrides: Sequence[str], *, with_hydra: bo
         with _hydra():
             return compose(config_name, list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise FslError(reason, where="configuration", hint="see fsl train --help") from error
 
 

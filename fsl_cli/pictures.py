@@ -47,8 +47,8 @@ def _draw(axis: object, image: Tensor, title: str, colour: str) -> None:
     from matplotlib.axes import Axes
 
     assert isinstance(axis, Axes)
-    pixels = image.float().cpu()
-    axis.imshow(pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0), cmap="gray_r", vmin=0, vmax=1)
+    pixels = image.float().cpu().numpy()
+    axis.imshow(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0), cmap="gray_r", vmin=0, vmax=1)
     axis.set_title(title, fontsize=6, color=colour, pad=2)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl_cli.errors import FslError
+from fsl_cli.errors import FslError, first_line
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -100,7 +100,7 @@ class RunFolder:
         try:
             config = OmegaConf.to_container(OmegaConf.load(self.config), resolve=True)
         except (OmegaConfBaseException, OSError, ValueError) as error:
-            raise FslError(f"cannot be read: {str(error).splitlines()[0]}", where=str(self.config)) from error
+            raise FslError(f"cannot be read: {first_line(error)}", where=str(self.config)) from error
         if not isinstance(config, dict):
             raise FslError("is not the configuration of a run", where=str(self.config))
         return {str(key): value for key, value in config.items()}

@@ -29,7 +29,8 @@ def row(folder: Path, name: str) -> dict[str, str]:
     state = str(status["state"])
     if results is None or state == "failed":
         reason = str(status.get("error", "no results"))
-        return {**dict.fromkeys(COLUMNS, ""), **_described(run), "run": name, "state": f"{state}: {reason}"}
+        described = {**dict.fromkeys(COLUMNS, ""), **_described(run), **status.get("task", {})}
+        return {**described, "run": name, "state": f"{state}: {reason}"}
     accuracy = results["accuracy"]
     return {
         "run": name,

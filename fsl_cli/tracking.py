@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from fsl_cli.errors import FslError
+from fsl_cli.errors import FslError, first_line
 
 
 class Tracker(Protocol):
@@ -109,7 +109,7 @@ class WandbRun:
             )
         except (wandb.errors.Error, TypeError, ValueError) as error:
             raise FslError(
-                f"W&B cannot start {mode}: {str(error).splitlines()[0]}",
+                f"W&B cannot start {mode}: {first_line(error)}",
                 where="wandb.mode",
                 hint="use wandb.mode=offline",
             ) from error

@@ -80,7 +80,7 @@ class Training:
         self.settings, self.hardware = settings, hardware
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(settings))
         self.progress = Progress()
-        self._pending: dict[str, Tensor] = {}
+        self._pending: dict[str, list[Tensor]] = {}
 
     def run(self, hooks: Hooks) -> None:
         """Train until the iterations, the minutes or the patience run out.
@@ -162,10 +162,9 @@ class Training:
         hooks.save(improved)
 
     def _add(self, values: Mapping[str, Tensor], weight: float) -> None:
-        """Add to the running sums without waiting for the device."""
+        """Remember metrics without waiting for the device."""
         for name, value in values.items():
-            value = value.detach().float() * weight
-            self._pending[name] = self._pending[name] + value if name in self._pending else value
+            self._pending.setdefault(name, []).append(value.detach().float() * weight)
 
     def _count(self, seconds: float) -> None:
         progress = self.progress
@@ -174,10 +173,11 @@ class Training:
             progress.window[name] = progress.window.get(name, 0.0) + amount
 
     def _collect(self) -> None:
-        """Move the sums from the device into ``progress.window``."""
+        """Add what is remembered to ``progress.window``, one by one, so that it does not matter when this is done."""
         window = self.progress.window
-        for name, value in self._pending.items():
-            window[name] = window.get(name, 0.0) + value.item()
+        for name, pending in self._pending.items():
+            for value in torch.stack(pending).tolist():
+                window[name] = window.get(name, 0.0) + value
         self._pending.clear()
 
     def _averages(self) -> dict[str, float]:

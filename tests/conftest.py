@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,14 @@ def omniglot_dir() -> Path:
     if os.environ.get("FSL_REQUIRE_DATA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_environment(request: pytest.FixtureRequest) -> Iterator[None]:
+    """W&B stays offline, and the packs of the tests are kept between sessions: they are keyed by their content."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FSL_CACHE_DIR", str(request.config.rootpath / ".pytest_cache" / "fsl"))
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        patch.delenv("WANDB_API_KEY", raising=False)
+        yield

@@ -53,6 +53,9 @@ class MAML(Algorithm):
         adapt: what the inner loop moves: all, the head (ANIL) or the body (BOIL).
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
+
+    Raises:
+        FslError: the engine cannot run this inner loop.
     """
 
     def __init__(
@@ -83,7 +86,8 @@ class MAML(Algorithm):
         self.adapt = adapt
         self.transductive = batch_norm == "transductive"
         self.train_queries = train_queries
-        self._run = ENGINES[engine]
+        self._engine = ENGINES[engine]
+        self._engine.check(self._inner_loop(ways))
 
     def train_task(self, task: Task) -> Task:
         """The tested task with ``train_queries`` queries."""
@@ -91,7 +95,7 @@ class MAML(Algorithm):
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after adaptation (eq. 4)."""
-        logits = self._run(self._inner_loop(episodes.ways), episodes, self.inner_steps)
+        logits = self._engine.run(self._inner_loop(episodes.ways), episodes, self.inner_steps)
         metrics = {}
         if self.step_sizes.values:
             metrics["inner_lr"] = torch.cat([alpha.detach().flatten() for alpha in self.step_sizes.values]).mean()
@@ -100,7 +104,7 @@ class MAML(Algorithm):
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
         """Query logits after ``test_inner_steps`` steps."""
-        return self._run(self._inner_loop(episodes.ways), episodes, self.test_inner_steps)
+        return self._engine.run(self._inner_loop(episodes.ways), episodes, self.test_inner_steps)
 
     def _inner_loop(self, ways: int) -> InnerLoop:
         step_sizes = self.step_sizes()

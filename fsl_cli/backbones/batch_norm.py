@@ -98,7 +98,7 @@ def convert_batch_norm(net: nn.Module) -> nn.Module:
     if isinstance(net, (nn.BatchNorm1d, nn.BatchNorm2d)):
         if not (net.affine and net.track_running_stats):
             raise ValueError(f"cannot convert {net}: it needs affine=True and track_running_stats=True")
-        converted = BatchNorm(net.num_features, net.eps, 0.1 if net.momentum is None else net.momentum)
+        converted = BatchNorm(net.num_features, net.eps, 0.1 if net.momentum is None else net.momentum).to(net.weight)
         state = {name: value for name, value in net.state_dict().items() if name != "num_batches_tracked"}
         converted.load_state_dict(state)
         return converted

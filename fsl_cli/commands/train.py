@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from fsl_cli import console, overrides
 from fsl_cli.conf_files import conf_dir
 from fsl_cli.config import resolve, validate
-from fsl_cli.errors import FslError, Problems, raise_all
+from fsl_cli.errors import FslError, Problems, first_line, raise_all
 from fsl_cli.run_folder import RunFolder, check_writable
 
 INTERRUPTED = 130
@@ -83,9 +83,9 @@ def run_job(config: DictConfig) -> int:
         return _train(plain, folder, group)
     except FslError as error:
         console.fail(str(error))
-        if in_sweep or folder.config.exists():
+        if in_sweep and not folder.config.exists():  # the table at the end says why there is no result
             folder.write_status("failed", error=str(error))
-        elif folder.path.is_dir() and not any(folder.path.iterdir()):
+        elif folder.path.is_dir() and not any(folder.path.iterdir()):  # Hydra makes it before the run is checked
             folder.path.rmdir()
         return 2
 
@@ -107,12 +107,13 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
         folder.write_status("interrupted", iteration=iteration)
         console.warn(f"interrupted at iteration {iteration}; go on with the same command and resume={folder.path}")
         return INTERRUPTED
-    except FslError:
+    except FslError as error:
+        folder.write_status("failed", error=str(error))
         raise
     except Exception as error:
         console.log.exception("the run failed")
         folder.write_status("failed", error=f"{type(error).__name__}: {error}")
-        console.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback: {folder.log})")
+        console.fail(f"{type(error).__name__}: {first_line(error)} (traceback: {folder.log})")
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -16,10 +17,22 @@ from torch import Tensor
 from fsl_cli.episodes import Episodes
 from fsl_cli.inner.adaptation import autograd_gradient, functional_gradient
 from fsl_cli.inner.inner_loop import InnerLoop
-from fsl_cli.inner.learn2learn_engine import learn2learn_engine
+from fsl_cli.inner.learn2learn_engine import check_supported, learn2learn_engine
 
 EngineName = Literal["auto", "loop", "vmap", "learn2learn"]
-Engine = Callable[[InnerLoop, Episodes, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to run the inner loop of a batch of tasks.
+
+    Attributes:
+        run: inner loop, episodes and steps to query logits ``[T, N*Q, N]``.
+        check: raises `FslError` for an inner loop that the engine cannot run.
+    """
+
+    run: Callable[[InnerLoop, Episodes, int], Tensor]
+    check: Callable[[InnerLoop], None] = lambda inner: None
 
 
 def loop_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
@@ -35,9 +48,9 @@ def vmap_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
     return torch.func.vmap(one_task, randomness="different")(episodes.support_x, episodes.support_y, episodes.query_x)
 
 
-ENGINES: dict[str, Engine] = {
-    "auto": vmap_engine,
-    "loop": loop_engine,
-    "vmap": vmap_engine,
-    "learn2learn": learn2learn_engine,
+ENGINES = {
+    "auto": Engine(vmap_engine),
+    "loop": Engine(loop_engine),
+    "vmap": Engine(vmap_engine),
+    "learn2learn": Engine(learn2learn_engine, check_supported),
 }

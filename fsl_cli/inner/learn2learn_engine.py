@@ -18,9 +18,8 @@ def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tens
     """One task after the other through learn2learn. Returns query logits ``[T, N*Q, N]``.
 
     Raises:
-        FslError: learn2learn is missing, or it has no such method (see `check_supported`).
+        FslError: learn2learn is missing.
     """
-    check_supported(inner)
     tasks = zip(episodes.support_x, episodes.support_y, episodes.query_x, strict=True)
     # learn2learn differentiates with torch.autograd.grad, which needs a graph even when no outer gradient is wanted.
     outer = torch.is_grad_enabled()
@@ -30,7 +29,8 @@ def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tens
 
 
 def check_supported(inner: InnerLoop) -> None:
-    """Raise `FslError` for what learn2learn does not do: adapting the body alone, a step size per layer."""
+    """Raise `FslError` if learn2learn is missing, and for what it does not do: adapt the body alone, a rate per layer."""
+    learn2learn("algorithms.maml", needed_for="hardware.engine=learn2learn")
     if inner.which == "body":
         raise _unsupported("algo.adapt=body", "adapt=all or head")
     learned = [alpha for alpha in inner.step_sizes.values() if isinstance(alpha, Tensor)]

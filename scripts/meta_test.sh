@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Meta-test every run at every task and end with one table (Markdown and CSV).
+#
+#   scripts/meta_test.sh RUN... [ways=5,20] [shots=1,5] [episodes=1000] [out=FOLDER] [any override of fsl eval]
+#
+# RUN is a run folder, a sweep folder (all its jobs) or a quoted glob. What fails is a line of the table that says why;
+# the exit status is 1 if anything failed, 2 if nothing could be tried.
+#
+#   scripts/meta_test.sh outputs/train/2026-* ways=5,20 shots=1,5
+#   scripts/meta_test.sh outputs/sweep/2026-11-21_10-00-00 shots=1 episodes=500 algo.batch_norm=inductive
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+fsl=${FSL:-$(PATH="$here/.venv/bin:$PATH" command -v fsl)} || { echo "error: fsl is not installed (run: make setup)" >&2; exit 2; }
+python=$(dirname "$fsl")/python
+
+ways=5 shots=1 episodes=1000 out=outputs/meta_test/$(date +%Y-%m-%d_%H-%M-%S)
+runs=() overrides=()
+add_run() { # a run folder, or the jobs of a sweep
+  if [ ! -e "$1/config.yaml" ] && compgen -G "$1/[0-9]*" >/dev/null; then
+    while IFS= read -r job; do runs+=("$job"); done < <(find "$1" -maxdepth 1 -type d -name '[0-9]*' | sort -V)
+  else
+    runs+=("$1")
+  fi
+}
+for word in "$@"; do
+  case $word in
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    ways=*) ways=${word#*=} ;;
+    shots=*) shots=${word#*=} ;;
+    episodes=*) episodes=${word#*=} ;;
+    out=*) out=${word#*=} ;;
+    *[*?[]*) # a quoted glob
+      mapfile -t found < <(compgen -G "$word" | sort -V)
+      [ ${#found[@]} -gt 0 ] || found=("$word")
+      for run in "${found[@]}"; do add_run "$run"; done ;;
+    *=*) if [ -d "$word" ]; then add_run "$word"; else overrides+=("$word"); fi ;;
+    *) add_run "$word" ;;
+  esac
+done
+if [ ${#runs[@]} -eq 0 ]; then
+  echo "error: which runs? (scripts/meta_test.sh outputs/train/FOLDER ways=5,20 shots=1,5)" >&2
+  exit 2
+fi
+mkdir -p "$out" || exit 2
+
+number=0 rows=()
+for run in "${runs[@]}"; do
+  for way in ${ways//,/ }; do
+    for shot in ${shots//,/ }; do
+      folder=$out/$number
+      echo "== $run  $way-way $shot-shot"
+      if ! "$fsl" eval run="$run" task.ways="$way" task.shots="$shot" eval.episodes="$episodes" \
+        ${overrides[@]+"${overrides[@]}"} hydra.run.dir="$folder" 2>"$out/stderr"; then
+        "$python" - "$folder" "$out/stderr" "$way" "$shot" <<'PYTHON'
+import json, pathlib, sys
+
+folder, stderr, ways, shots = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), *sys.argv[3:]
+lines = [line.removeprefix("error: ") for line in stderr.read_text().splitlines() if line.startswith("error: ")]
+folder.mkdir(parents=True, exist_ok=True)
+status = {"state": "failed", "error": "; ".join(lines) or "no reason given", "task": {"ways": ways, "shots": shots}}
+(folder / "status.json").write_text(json.dumps(status, indent=2))
+PYTHON
+      fi
+      cat "$out/stderr" >&2
+      rows+=("$run=$folder")
+      number=$((number + 1))
+    done
+  done
+done
+rm -f "$out/stderr"
+"$python" -m fsl_cli.summary "${rows[@]}" --markdown "$out/results.md" --csv "$out/results.csv"

@@ -1,0 +1,93 @@
+"""The command line in this process, and small runs made with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fsl_cli.cli import main
+
+SMALL = (
+    "backbone=mlp",
+    "backbone.widths=[16]",
+    "task.queries=2",
+    "train.iterations=6",
+    "train.meta_batch=2",
+    "train.log_every=1",
+    "train.val_every=2",
+    "train.val_episodes=4",
+    "eval.episodes=12",
+    "wandb.mode=disabled",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def fsl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """``fsl`` with these words, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fsl"])
+
+    def run(*words: str) -> Outcome:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def small(fsl: Run, tmp_path: Path) -> Callable[..., Path]:
+    """Train a small run into a folder of this name; returns the folder."""
+
+    def train(name: str, *words: str) -> Path:
+        outcome = fsl("train", *merged(words), f"hydra.run.dir={tmp_path / name}")
+        assert outcome.code == 0, outcome.err
+        return tmp_path / name
+
+    return train
+
+
+def merged(words: tuple[str, ...]) -> list[str]:
+    """The small settings with these on top; Hydra refuses to set a group twice."""
+    given = {word.split("=")[0] for word in words}
+    drop = {"backbone.widths"} if "backbone" in given else set()
+    return [word for word in SMALL if word.split("=")[0] not in given | drop] + list(words)
+
+
+def command(*words: str) -> list[str]:
+    """The command line as another process would start it."""
+    return [sys.executable, "-m", "fsl_cli", *words]
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def metrics(folder: Path) -> list[dict]:
+    """``metrics.jsonl`` without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+
+
+def shell(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in words], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
+    )

@@ -1,0 +1,76 @@
+"""`fsl eval`: the same number again, and other tasks, data and batch normalisation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import results
+
+from fsl_cli.run_folder import read_json
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet"])
+def test_it_gives_the_very_same_accuracy(small, fsl, tmp_path, algo):
+    options = ["algo.train_ways=5"] if algo == "protonet" else []
+    run = small("run", f"algo={algo}", "backbone=conv4", "backbone.filters=8", *options)
+    outcome = fsl("eval", f"run={run}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert outcome.code == 0, outcome.err
+    again = tmp_path / "again"
+    assert results(again) == results(run)
+    for name in ("accuracy", "loss"):
+        assert np.array_equal(np.load(again / "episodes.npz")[name], np.load(run / "episodes.npz")[name])
+    assert {path.name for path in again.iterdir()} == {
+        "config.yaml",
+        "env.json",
+        "episodes.npz",
+        "results.json",
+        "status.json",
+    }
+
+
+def test_the_size_of_a_chunk_does_not_matter(small, fsl, tmp_path):
+    run = small("run")
+    fsl("eval", f"run={run}", "hardware.task_chunk=5", f"hydra.run.dir={tmp_path / 'chunked'}")
+    np.testing.assert_allclose(
+        np.load(tmp_path / "chunked/episodes.npz")["loss"], np.load(run / "episodes.npz")["loss"], rtol=1e-5
+    )
+
+
+def test_overrides_change_the_task_and_nothing_else(small, fsl, tmp_path):
+    run = small("run")
+    words = ("task.ways=20", "task.shots=5", "eval.episodes=30", "algo.batch_norm=inductive", "algo.test_inner_steps=5")
+    outcome = fsl("eval", *words, f"run={run}", f"hydra.run.dir={tmp_path / 'other'}")
+    assert outcome.code == 0, outcome.err
+    found = results(tmp_path / "other")
+    assert found["task"] == {"ways": 20, "shots": 5, "queries": 2}
+    assert found["accuracy"]["n"] == 30
+    assert (results(run)["transductive"], found["transductive"]) == (True, False)
+    assert found["accuracy"]["mean"] > 0.1  # chance is 0.05
+    assert "20-way 5-shot" in outcome.out
+    assert outcome.out.strip().splitlines()[-2].startswith("test  30 episodes")
+
+
+@pytest.mark.data
+def test_another_data_set(small, fsl, tmp_path, omniglot_dir):
+    run = small("run")
+    words = ("dataset=omniglot", "dataset.rotations=false", f"data_dir={omniglot_dir}")
+    outcome = fsl("eval", f"run={run}", *words, f"hydra.run.dir={tmp_path / 'omniglot'}")
+    assert outcome.code == 0, outcome.err
+    assert results(tmp_path / "omniglot")["dataset"] == "omniglot"
+    assert results(tmp_path / "omniglot")["episodes_digest"] != results(run)["episodes_digest"]
+
+
+def test_the_last_checkpoint(small, fsl, tmp_path):
+    run = small("run", "train.iterations=8", "train.optimizer.lr=0.05")
+    fsl("eval", f"run={run}", "eval.checkpoint=last", f"hydra.run.dir={tmp_path / 'last'}")
+    assert results(tmp_path / "last")["checkpoint"] == "last"
+    assert results(tmp_path / "last")["iteration"] == 8
+
+
+def test_results_go_to_a_folder_of_their_own_by_default(small, fsl, tmp_path):
+    run = small("run")
+    before = read_json(run / "results.json")
+    assert fsl("eval", f"run={run}").code == 0
+    assert read_json(run / "results.json") == before
+    (found,) = (tmp_path / "outputs/eval").iterdir()
+    assert results(found) == before

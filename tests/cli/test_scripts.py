@@ -1,0 +1,69 @@
+"""The scripts, as a user would start them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from conftest import merged, results, shell
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_meta_test_evaluates_every_run_at_every_task_and_says_what_failed(small, tmp_path):
+    small("runs/one")
+    small("runs/two", "seed=1")
+    out = tmp_path / "out"
+    words = ("runs/*", "nowhere", "ways=3,5000", "shots=2", "episodes=10", f"out={out}", "algo.batch_norm=inductive")
+    done = shell(SCRIPTS / "meta_test.sh", *words, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    table = rows(out)
+    assert [(row["run"], row["ways"], row["state"].split(":")[0]) for row in table] == [
+        ("runs/one", "3", "done"),
+        ("runs/one", "5000", "failed"),
+        ("runs/two", "3", "done"),
+        ("runs/two", "5000", "failed"),
+        ("nowhere", "3", "failed"),
+        ("nowhere", "5000", "failed"),
+    ]
+    assert "5000 ways, but the test split has" in table[1]["state"]
+    assert "is not a run folder" in table[4]["state"]
+    assert table[0]["mode"] == "inductive"
+    assert float(table[0]["accuracy %"]) == pytest.approx(100 * results(out / "0")["accuracy"]["mean"], abs=0.005)
+    assert results(out / "0")["accuracy"]["n"] == 10
+    assert (out / "results.md").read_text().count("\n") == 8
+    assert str(out / "results.md") in done.stdout
+
+
+def test_meta_test_takes_a_sweep_and_succeeds_when_all_do(fsl, tmp_path):
+    words = merged(("seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    assert fsl("train", "-m", *words).code == 0
+    done = shell(SCRIPTS / "meta_test.sh", tmp_path / "sweep", "episodes=6", f"out={tmp_path / 'out'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["seed"] for row in rows(tmp_path / "out")] == ["0", "1"]
+
+
+def test_meta_test_without_runs_says_how_it_is_used(tmp_path):
+    done = shell(SCRIPTS / "meta_test.sh", "ways=5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "which runs?" in done.stderr
+
+
+def test_the_sweep_over_step_sizes(tmp_path):
+    words = merged(("algo.inner_lr=0.1,0.4", "seed=0", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    done = shell(SCRIPTS / "sweep_inner_lr.sh", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["state"] for row in rows(tmp_path / "sweep")] == ["done", "done"]
+
+
+@pytest.mark.parametrize("script", ["meta_test.sh", "sweep_inner_lr.sh"])
+def test_help(script, tmp_path):
+    shown = shell(SCRIPTS / script, "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert f"scripts/{script}" in shown.stdout

@@ -1,0 +1,80 @@
+"""Sweeps: a complete run folder per job, the same numbers as each job alone, one table at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import merged, metrics, results
+
+
+@pytest.fixture
+def sweep(fsl, tmp_path):
+    folder = tmp_path / "sweep"
+    words = merged(("algo=maml,protonet", "seed=0,1", "wandb.mode=offline"))
+    outcome = fsl("train", *words, "-m", f"hydra.sweep.dir={folder}", "task.ways=4")
+    return folder, outcome
+
+
+def test_jobs_are_complete_and_equal_to_the_job_alone(sweep, fsl, tmp_path):
+    folder, outcome = sweep
+    assert outcome.code == 0, outcome.err
+    jobs = [("maml", 0), ("maml", 1), ("protonet", 0), ("protonet", 1)]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
+    for number, (algo, seed) in enumerate(jobs):
+        job = folder / str(number)
+        assert json.loads((job / "status.json").read_text())["state"] == "done"
+        assert (results(job)["algo"], results(job)["seed"]) == (algo, seed)
+    for number in (0, 3):
+        algo, seed = jobs[number]
+        alone = tmp_path / f"alone{number}"
+        words = merged((f"algo={algo}", f"seed={seed}", "task.ways=4"))
+        assert fsl("train", *words, f"hydra.run.dir={alone}").code == 0
+        job = folder / str(number)
+        assert results(alone) == results(job)
+        assert metrics(alone) == metrics(job)
+        ours, theirs = (torch.load(each / "checkpoints/last.pt", weights_only=True)["algo"] for each in (alone, job))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_table_says_what_the_runs_say(sweep):
+    folder, outcome = sweep
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == ["0", "1", "2", "3"]
+    for row in rows:
+        found = results(folder / row["run"])
+        assert row["algo"] == found["algo"]
+        assert float(row["accuracy %"]) == pytest.approx(100 * found["accuracy"]["mean"], abs=0.005)
+        assert float(row["± 95% CI"]) == pytest.approx(100 * found["accuracy"]["ci95"], abs=0.005)
+        assert row["mode"] == ("transductive" if found["transductive"] else "inductive")
+    markdown = (folder / "results.md").read_text().splitlines()
+    assert len(markdown) == 6
+    assert all(line.count("|") == markdown[0].count("|") for line in markdown)
+    assert "results.md" in outcome.out
+
+
+def test_every_job_is_its_own_wandb_run_in_one_group(sweep):
+    from wandb_file import read_wandb
+
+    folder, _ = sweep
+    runs = [read_wandb(path) for path in sorted(folder.glob("*/wandb/offline-run-*/*.wandb"))]
+    assert len(runs) == 4
+    assert {run.group for run in runs} == {"sweep"}
+    assert [run.config["seed"] for run in runs] == [0, 1, 0, 1]
+    for number, run in enumerate(runs):
+        assert run.summary["test/accuracy_mean"] == pytest.approx(results(folder / str(number))["accuracy"]["mean"])
+
+
+def test_a_job_that_fails_does_not_stop_the_others(fsl, tmp_path):
+    folder = tmp_path / "sweep"
+    words = merged(("task.ways=5,5000,4", f"hydra.sweep.dir={folder}"))
+    outcome = fsl("train", "-m", *words)
+    assert outcome.code == 2
+    assert "5000 ways, but the train split has" in outcome.err
+    with (folder / "results.csv").open() as file:
+        states = [row["state"] for row in csv.DictReader(file)]
+    assert [state.split(":")[0] for state in states] == ["done", "failed", "done"]
+    assert "5000 ways" in states[1]

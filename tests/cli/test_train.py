@@ -1,0 +1,202 @@
+"""`fsl train`: what a run leaves, that it is the same twice, and that it can be interrupted anywhere."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import command, merged, metrics, results, shell
+from scipy import stats
+
+FILES = {
+    "config.yaml",
+    "env.json",
+    "run.log",
+    "metrics.jsonl",
+    "results.json",
+    "episodes.npz",
+    "status.json",
+    "checkpoints/best.pt",
+    "checkpoints/last.pt",
+}
+
+
+def files(folder: Path) -> set[str]:
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith("wandb/")}
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / f"{name}.pt", weights_only=True)["algo"]
+
+
+def same_run(one: Path, other: Path) -> None:
+    assert metrics(one) == metrics(other)
+    for name in ("best", "last"):
+        ours, theirs = weights(one, name), weights(other, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert results(one) == results(other)
+
+
+@pytest.mark.parametrize("algo", ["maml", "fomaml", "anil", "protonet"])
+def test_a_run_leaves_exactly_its_files_and_a_defended_number(fsl, tmp_path, algo):
+    extra = ["algo.train_ways=8"] if algo == "protonet" else []
+    folder = tmp_path / "run"
+    outcome = fsl("train", *merged((f"algo={algo}", *extra)), f"hydra.run.dir={folder}")
+    assert outcome.code == 0, outcome.err
+    assert files(folder) == FILES
+    found, scores = results(folder), np.load(folder / "episodes.npz")
+    assert (found["algo"], found["dataset"], found["seed"], found["split"]) == (algo, "glyphs", 0, "test")
+    assert found["task"] == {"ways": 5, "shots": 1, "queries": 2}
+    assert found["transductive"] is (algo != "protonet")
+    accuracy = found["accuracy"]
+    low, high = stats.t.interval(0.95, 11, scores["accuracy"].mean(), stats.sem(scores["accuracy"]))
+    assert accuracy["n"] == 12 == len(scores["accuracy"])
+    assert accuracy["method"] == "t"
+    assert accuracy["mean"] == pytest.approx((low + high) / 2)
+    assert accuracy["ci95"] == pytest.approx((high - low) / 2)
+    assert re.fullmatch(r"[0-9a-f]{64}", found["episodes_digest"])
+    last = outcome.out.strip().splitlines()[-1]
+    expected = f"test  12 episodes  accuracy {100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f} % (95% CI, t)"
+    assert last == expected
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    header = next(line for line in outcome.out.splitlines() if "parameters" in line)
+    for part in (algo, "glyphs", "5-way 1-shot", "mlp", f"{found['parameters']:,} parameters", "cpu", "seed 0"):
+        assert part in header
+    assert ("inductive" if algo == "protonet" else "transductive") in header
+    assert str(folder) in outcome.out
+    environment = json.loads((folder / "env.json").read_text())
+    assert environment["packages"]["torch"] == importlib.metadata.version("torch")
+    assert "fsl train" in environment["command"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(small):
+    one, two, other = small("one"), small("two"), small("other", "seed=1")
+    same_run(one, two)
+    assert metrics(one) != metrics(other)
+    assert results(one)["episodes_digest"] == results(other)["episodes_digest"]
+
+
+def test_the_test_split_is_not_touched_before_training_is_over(small, monkeypatch):
+    from fsl_cli.datasets.glyphs import Glyphs
+    from fsl_cli.training import Training
+
+    events = []
+    split, step = Glyphs.split, Training.step
+    monkeypatch.setattr(Glyphs, "split", lambda self, name: events.append(name) or split(self, name))
+    monkeypatch.setattr(Training, "step", lambda self: events.append("step") or step(self))
+    small("run")
+    assert events.count("test") == 1
+    assert events.index("test") == len(events) - 1
+    assert events.count("step") == 6
+    assert set(events) == {"train", "val", "step", "test"}
+
+
+def test_the_tested_checkpoint_is_the_best_by_validation(small):
+    folder = small("run", "train.iterations=8")
+    validated = {line["iteration"]: line["val/accuracy"] for line in metrics(folder) if "val/accuracy" in line}
+    best = max(validated, key=lambda iteration: (validated[iteration], -iteration))
+    assert results(folder)["iteration"] == best
+    assert results(folder)["checkpoint"] == "best"
+    assert torch.load(folder / "checkpoints/best.pt", weights_only=True)["progress"]["iteration"] == best
+
+
+def test_killed_without_warning_it_resumes_bit_identically(small, tmp_path):
+    whole = small("whole", "train.iterations=40", "train.log_every=3", "train.val_every=4")
+    folder = tmp_path / "killed"
+    words = merged(("train.iterations=40", "train.log_every=3", "train.val_every=4", f"hydra.run.dir={folder}", "resume=auto"))
+    process = subprocess.Popen(command("train", *words), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints/last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists(), "it finished before it could be killed"
+    finished = shell(*command("train", *words), cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "resume" in finished.stdout
+    same_run(whole, folder)
+
+
+def test_interrupted_it_saves_and_says_how_to_go_on(small, fsl, tmp_path, monkeypatch):
+    from fsl_cli.training import Training
+
+    whole = small("whole", "train.log_every=2")
+    step = Training.step
+
+    def interrupted(self):
+        if self.progress.iteration == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self)
+
+    folder = tmp_path / "stopped"
+    monkeypatch.setattr(Training, "step", interrupted)
+    outcome = fsl("train", *merged(("train.log_every=2", f"hydra.run.dir={folder}")))
+    monkeypatch.setattr(Training, "step", step)
+    assert outcome.code == 130
+    assert "resume=" in outcome.err
+    assert json.loads((folder / "status.json").read_text()) == {"state": "interrupted", "iteration": 3}
+    assert not (folder / "results.json").exists()
+    outcome = fsl("train", *merged(("train.log_every=2", f"hydra.run.dir={folder}", "resume=auto")))
+    assert outcome.code == 0, outcome.err
+    same_run(whole, folder)
+
+
+def test_resuming_from_another_folder_brings_its_history_along(small, fsl):
+    whole = small("whole")
+    half = small("half", "train.iterations=4")
+    rest = small("rest", f"resume={half}")
+    assert metrics(rest) == metrics(whole)
+    assert all(torch.equal(value, weights(rest)[key]) for key, value in weights(whole).items())
+    refused = fsl("train", *merged((f"resume={half}", "train.optimizer.lr=0.1", "algo.inner_lr=0.3")))
+    assert refused.code == 2
+    assert "algo.inner_lr was 0.4, now 0.3; train.optimizer.lr was 0.001, now 0.1" in refused.err
+
+
+def test_a_finished_run_is_not_overwritten(small, fsl):
+    folder = small("run")
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    outcome = fsl("train", *merged((f"hydra.run.dir={folder}",)))
+    assert outcome.code == 2
+    assert "already holds a run" in outcome.err
+    assert before == {name: (folder / name).read_bytes() for name in FILES}
+
+
+def test_early_stopping_stops(small):
+    folder = small("run", "train.iterations=200", "train.val_every=1", "train.patience=2", "train.optimizer.lr=1e-9")
+    assert 3 <= metrics(folder)[-1]["iteration"] < 200
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("algo", ["maml", "protonet"])
+def test_conv4_trains_in_both_precisions(small, algo, precision):
+    options = ["algo.train_ways=5"] if algo == "protonet" else []
+    folder = small("run", f"algo={algo}", "backbone=conv4", "backbone.filters=8", f"hardware.precision={precision}", *options)
+    assert 0 < results(folder)["accuracy"]["mean"] < 1
+    assert all(value.dtype == torch.float32 for value in weights(folder).values())
+
+
+def test_an_unexpected_failure_is_one_line_and_its_traceback_is_in_the_log(fsl, tmp_path, monkeypatch):
+    from fsl_cli.training import Training
+
+    def broken(self):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Training, "step", broken)
+    folder = tmp_path / "run"
+    outcome = fsl("train", *merged((f"hydra.run.dir={folder}",)))
+    assert outcome.code == 1
+    assert outcome.err.count("\n") == 1
+    assert "out of luck" in outcome.err
+    assert "Traceback" in (folder / "run.log").read_text()
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
