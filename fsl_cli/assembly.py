@@ -95,6 +95,7 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
             for split in splits
             for problem in task_problems(dataset.counts(split), split, train_task if split == "train" else task)
         ]
+        + algorithm.task_problems(task)
     )
     return Parts(dataset, algorithm, used, task, train_task)
 

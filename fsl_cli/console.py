@@ -81,7 +81,6 @@ class TrainingProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=out, transient=True) if out.is_terminal else None
 
@@ -100,15 +99,14 @@ class TrainingProgress:
         if self._bar:
             self._bar.update(self._task, completed=iteration)
 
-    def numbers(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Show the latest training numbers."""
+    def numbers(self, iteration: int, values: Mapping[str, float], left: float) -> None:
+        """Show the latest training numbers and how many seconds are left."""
         line = f"loss {values['train/loss']:.3f}  accuracy {100 * values['train/accuracy']:.1f} %"
-        line += f"  {values['train/tasks_per_second']:.3g} tasks/s"
+        line += f"  {values['train/tasks_per_second']:.3g} tasks/s  {clock(left)} left"
         if self._bar:
             self._bar.update(self._task, numbers=line)
         elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:
-            left = (self._total - iteration) * values["train/seconds_per_iteration"]
-            say(f"train {iteration}/{self._total}  {line}  {clock(left)} left")
+            say(f"train {iteration}/{self._total}  {line}")
             self._last_line = time.monotonic()
 
 

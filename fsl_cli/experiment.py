@@ -101,7 +101,7 @@ class Experiment:
                 for tracker in trackers:
                     tracker.log(iteration, values)
                 if "train/loss" in values:
-                    bar.numbers(iteration, values)
+                    bar.numbers(iteration, values, self.training.seconds_left(values["train/seconds_per_iteration"]))
                 else:
                     console.say(_validation_line(iteration, total, values, self.training.progress.best_accuracy))
 

@@ -143,6 +143,12 @@ class Training:
         if state["random"]["cuda"] and len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
 
+    def seconds_left(self, per_iteration: float) -> float:
+        """Seconds of training until the iterations or the minutes run out, at so many seconds per iteration."""
+        settings, progress = self.settings, self.progress
+        left = (settings.iterations - progress.iteration) * per_iteration
+        return left if settings.max_minutes is None else min(left, max(0.0, 60 * settings.max_minutes - progress.seconds))
+
     def _finished(self) -> bool:
         settings, progress = self.settings, self.progress
         return (

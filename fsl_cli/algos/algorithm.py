@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.errors import FslError
 
 BatchNormMode = Literal["transductive", "inductive"]
 
@@ -40,6 +41,10 @@ class Algorithm(nn.Module, ABC):
     def train_task(self, task: Task) -> Task:
         """Shape of the training episodes, given the shape that is tested."""
         return task
+
+    def task_problems(self, task: Task) -> list[FslError]:
+        """What keeps this algorithm from being tested on ``task``; empty when nothing does."""
+        return []
 
     @abstractmethod
     def loss(self, episodes: Episodes) -> Step:

@@ -14,7 +14,7 @@ support set (MetaBN, Bronskill et al. 2020). Tested with other ways than trained
 
 Deviations from the paper: schedules are shorter unless an experiment file pins the paper's; batch normalisation has
 epsilon 1e-5 (TensorFlow's was 1e-3); the head starts at zero, not at a random normal, which trains faster and makes the
-initialisation blind to the order of the labels.
+initialisation blind to the order of the labels (with ``adapt=body``, BOIL of Oh et al. 2021, it starts as PyTorch's do).
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import ENGINES, EngineName
 from fsl_cli.inner.inner_loop import Adapt, Classifier, InnerLoop, adapted_names, mean_row
 from fsl_cli.inner.step_sizes import Learning, StepSizes
@@ -76,8 +77,9 @@ class MAML(Algorithm):
     ) -> None:
         super().__init__()
         self.net = Classifier(backbone, features, ways)
-        nn.init.zeros_(self.net.head.weight)
-        nn.init.zeros_(self.net.head.bias)
+        if adapt != "body":  # a head of zeros would pass no gradient to the body
+            nn.init.zeros_(self.net.head.weight)
+            nn.init.zeros_(self.net.head.bias)
         named = dict(self.net.named_parameters())
         self.step_sizes = StepSizes({n: named[n] for n in adapted_names(self.net, adapt)}, inner_lr, inner_lr_learning)
         self.inner_steps = inner_steps
@@ -92,6 +94,14 @@ class MAML(Algorithm):
     def train_task(self, task: Task) -> Task:
         """The tested task with ``train_queries`` queries."""
         return Task(task.ways, task.shots, self.train_queries or task.queries)
+
+    def task_problems(self, task: Task) -> list[FslError]:
+        """With ``adapt=body`` the head is fixed, so that the ways cannot change."""
+        trained = self.net.head.out_features
+        if self.adapt != "body" or task.ways == trained:
+            return []
+        what = f"{task.ways} ways, but with algo.adapt=body the head stays as it was trained, for {trained} ways"
+        return [FslError(what, where="task.ways", hint=f"use {trained}")]
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after adaptation (eq. 4)."""

@@ -88,6 +88,12 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def shell(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        [str(word) for word in words], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
+        [str(word) for word in words],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )

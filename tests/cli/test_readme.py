@@ -1,0 +1,85 @@
+"""The commands of the README work, with smaller counts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, results, shell
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+SMALLER = [word for word in SMALL if not word.startswith("backbone")]
+
+
+def runnable(start: str) -> list[str]:
+    return [line for line in COMMANDS if line.startswith(start)]
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 18
+    assert "make demo" in COMMANDS
+    assert "make test" in COMMANDS
+    assert len(runnable("fsl train")) >= 6
+    assert len(runnable("fsl eval")) == 4
+    assert len(runnable("scripts/")) == 2
+
+
+def needs_omniglot(line: str) -> bool:
+    return "omniglot" in line and "--cfg" not in line
+
+
+def reduced(line: str) -> list[str]:
+    """The words of a command with smaller counts, where it has none of its own for the same key."""
+    words = shlex.split(line)
+    given = {word.split("=")[0] for word in words}
+    smaller = [*SMALLER, "backbone.filters=4", "hardware.threads=1"]
+    words = [re.sub(r"^(train\.iterations|eval\.episodes)=\d+$", r"\1=6", word) for word in words]
+    return words + [word for word in smaller if word.split("=")[0] not in given]
+
+
+@pytest.mark.parametrize("line", runnable("fsl train"))
+def test_train(line, tmp_path, request):
+    if needs_omniglot(line):
+        request.getfixturevalue("omniglot_dir")
+    words = reduced(line)
+    done = shell(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    if "--cfg" not in line:
+        assert re.search(r"test  \d+ episodes  accuracy \d+\.\d\d ± \d+\.\d\d % \(95% CI, t\)", done.stdout)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ``outputs/train/FOLDER`` is a run."""
+    folder = tmp_path_factory.mktemp("readme")
+    done = shell("fsl", "train", *SMALLER, "backbone.filters=4", "hydra.run.dir=outputs/train/FOLDER", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("line", runnable("fsl eval"))
+def test_eval(line, trained, request):
+    if needs_omniglot(line):
+        line += f" data_dir={request.getfixturevalue('omniglot_dir')}"
+    words = [re.sub(r"^eval\.episodes=\d+$", "eval.episodes=6", word) for word in shlex.split(line)]
+    done = shell(*words, cwd=trained)
+    assert done.returncode == 0, done.stderr
+
+
+def test_meta_test(trained):
+    (line,) = runnable("scripts/meta_test.sh")
+    done = shell("bash", "-c", f"{ROOT}/{line} episodes=6 out=table", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert results(trained / "table" / "3")["task"] == {"ways": 20, "shots": 5, "queries": 2}
+    assert results(trained / "table" / "3")["accuracy"]["n"] == 6
+
+
+@pytest.mark.parametrize("line", [*runnable("fsl ls"), *runnable("fsl doctor"), "make help"])
+def test_the_rest(line, tmp_path):
+    done = shell(*shlex.split(line), cwd=ROOT if line.startswith("make") else tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
