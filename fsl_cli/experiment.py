@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from fsl_cli import build, checkpoint, console, environment
+from fsl_cli import build, checkpoint, console, environment, report
 from fsl_cli.assembly import Parts, assemble
 from fsl_cli.config import Settings
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.errors import FslError
-from fsl_cli.evaluation import EpisodeScores, evaluate
+from fsl_cli.evaluation import evaluate
 from fsl_cli.pictures import draw_episode
 from fsl_cli.run_folder import RunFolder
 from fsl_cli.stats import t_interval
@@ -61,7 +61,7 @@ class Experiment:
         folder.write_status("running", iteration=self.training.progress.iteration)
         if self.start is not None:
             self._copy_history(self.start)
-        name = settings.wandb.name or f"{run_title(settings)} seed {settings.seed}"
+        name = settings.wandb.name or f"{report.title(settings)} seed {settings.seed}"
         with ExitStack() as stack:
             lines = JsonLines(folder.metrics, upto=self.training.progress.iteration)
             stack.callback(lines.finish, 0)
@@ -87,7 +87,7 @@ class Experiment:
         checkpoint.save(self.folder.last, self._payload())
 
     def _header(self, tracker: WandbRun) -> None:
-        console.say(header(self.settings, self.parts), style="bold")
+        console.say(report.header(self.settings, self.parts), style="bold")
         console.say(f"folder  {self.folder.path}")
         console.say(f"W&B     {tracker.where}")
         if self.start is not None:
@@ -103,7 +103,7 @@ class Experiment:
                 if "train/loss" in values:
                     bar.numbers(iteration, values, self.training.seconds_left(values["train/seconds_per_iteration"]))
                 else:
-                    console.say(_validation_line(iteration, total, values, self.training.progress.best_accuracy))
+                    console.say(report.validation_line(iteration, total, values, self.training.progress.best_accuracy))
 
             self.training.run(Hooks(log, self._validate, self._save, bar.advance))
         console.say(
@@ -156,7 +156,7 @@ class Experiment:
         path = self.folder.best if self.settings.eval.checkpoint == "best" else self.folder.last
         payload = checkpoint.load(path)
         checkpoint.load_weights(self.parts.algorithm, payload, path)
-        results = test(self.settings, self.parts, self.folder, path.stem, payload["progress"]["iteration"])
+        results = report.meta_test(self.settings, self.parts, self.folder, path.stem, payload["progress"]["iteration"])
         tracker.log(self.training.progress.iteration, {"test/accuracy": results["accuracy"]["mean"]})
         tracker.summarise(
             {f"test/{name}_{key}": results[name][key] for name in ("accuracy", "loss") for key in ("mean", "ci95", "n")}
@@ -167,71 +167,6 @@ class Experiment:
             tracker.picture(self.training.progress.iteration, "val/episode", picture)
         tracker.checkpoint(path, {"test_accuracy": results["accuracy"]["mean"], **self.settings.task.model_dump()})
         return results
-
-
-def test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_name: str, iteration: int) -> dict[str, Any]:
-    """Meta-test on the test split, write ``results.json`` and ``episodes.npz``, print the final line.
-
-    Returns:
-        The content of ``results.json``.
-    """
-    sampler = parts.sampler("test", settings.eval.seed)
-    count = settings.eval.episodes
-    with console.progress(f"testing on {count} episodes", count) as advance:
-        scores = evaluate(parts.algorithm, sampler, count, parts.hardware, advance)
-    results = {
-        "algo": settings.algo["name"],
-        "dataset": settings.dataset["name"],
-        "backbone": settings.backbone["name"],
-        "parameters": parts.parameters,
-        "seed": settings.seed,
-        "split": "test",
-        "checkpoint": checkpoint_name,
-        "iteration": iteration,
-        "transductive": parts.algorithm.transductive,
-        "task": settings.task.model_dump(),
-        "accuracy": t_interval(scores.accuracy).as_dict(),
-        "loss": t_interval(scores.loss).as_dict(),
-        "episodes_seed": settings.eval.seed,
-        "episodes_digest": sampler.digest(count),
-    }
-    folder.write_episodes({"accuracy": scores.accuracy, "loss": scores.loss})
-    folder.write_json(folder.results, results)
-    console.say(result_line(scores), style="bold green")
-    return results
-
-
-def result_line(scores: EpisodeScores) -> str:
-    """The final line of a run: n, mean accuracy, half width of the 95% interval and its definition."""
-    accuracy = t_interval(scores.accuracy)
-    mean, half = 100 * accuracy.mean, 100 * accuracy.ci95
-    return f"test  {accuracy.n} episodes  accuracy {mean:.2f} ± {half:.2f} % (95% CI, {accuracy.method})"
-
-
-def run_title(settings: Settings) -> str:
-    """Algorithm, data set and task in a few words."""
-    return f"{settings.algo['name']} {settings.dataset['name']} {settings.task.ways}w{settings.task.shots}s"
-
-
-def header(settings: Settings, parts: Parts) -> str:
-    """The header line of a run."""
-    mode = "transductive" if parts.algorithm.transductive else "inductive"
-    return " | ".join(
-        (
-            f"{settings.algo['name']} ({mode})",
-            str(settings.dataset["name"]),
-            str(parts.task),
-            f"{settings.backbone['name']} ({parts.parameters:,} parameters)",
-            parts.hardware.describe(),
-            f"seed {settings.seed}",
-        )
-    )
-
-
-def _validation_line(iteration: int, total: int, values: Mapping[str, float], best: float) -> str:
-    mean, half = 100 * values["val/accuracy"], 100 * values["val/accuracy_ci95"]
-    note = "  best so far" if values["val/accuracy"] >= best else ""
-    return f"val  {iteration}/{total}  accuracy {mean:.2f} ± {half:.2f} %  loss {values['val/loss']:.3f}{note}"
 
 
 def _draw(parts: Parts, sampler: EpisodeSampler, path: Path) -> None:

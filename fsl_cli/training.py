@@ -17,6 +17,7 @@ from fsl_cli.config import TrainSettings
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.errors import FslError
 from fsl_cli.hardware import Hardware
+from fsl_cli.signals import held_back
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Progress:
         best_accuracy: best validation accuracy so far.
         best_iteration: where it was reached.
         stale: validations since then.
+        validated: iteration of the latest validation.
         window: sums since the last logged line: of each metric, ``steps`` and ``seconds``.
     """
 
@@ -37,6 +39,7 @@ class Progress:
     best_accuracy: float = -1.0
     best_iteration: int = 0
     stale: int = 0
+    validated: int = 0
     window: dict[str, float] = field(default_factory=dict)
 
 
@@ -88,21 +91,23 @@ class Training:
         Raises:
             FslError: the loss is no longer finite.
         """
-        settings, progress = self.settings, self.progress
-        while not self._finished():
-            started = time.perf_counter()
-            self.step()
-            self._count(time.perf_counter() - started)
-            last = self._finished()
-            validating = progress.iteration % settings.val_every == 0 or last
-            if progress.iteration % settings.log_every == 0 or validating:
-                hooks.log(progress.iteration, self._averages())
-            if validating:
+        progress = self.progress
+        while True:
+            done = self._finished()
+            if self._validation_due() and progress.validated < progress.iteration:
                 self._validate(hooks)
-            hooks.advance(progress.iteration)
+            elif done:
+                return
+            else:
+                with held_back():  # a stop in the middle of a step could not be continued with the same numbers
+                    self.step()
+                    if progress.iteration % self.settings.log_every == 0 or self._validation_due():
+                        hooks.log(progress.iteration, self._averages())
+                hooks.advance(progress.iteration)
 
     def step(self) -> None:
         """One outer step on the next ``meta_batch`` episodes, a chunk at a time."""
+        started = time.perf_counter()
         count = self.settings.meta_batch
         episodes = self.sampler.batch(self.progress.iteration * count, count)
         self.algorithm.train()
@@ -119,6 +124,7 @@ class Training:
         self.optimizer.step()
         self.scheduler.step()
         self.progress.iteration += 1
+        self._count(time.perf_counter() - started)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the same numbers."""
@@ -157,15 +163,20 @@ class Training:
             or (settings.patience is not None and progress.stale >= settings.patience)
         )
 
+    def _validation_due(self) -> bool:
+        return self.progress.iteration % self.settings.val_every == 0 or self._finished()
+
     def _validate(self, hooks: Hooks) -> None:
         progress = self.progress
         values = hooks.validate()
-        improved = values["val/accuracy"] > progress.best_accuracy
-        progress.stale = 0 if improved else progress.stale + 1
-        if improved:
-            progress.best_accuracy, progress.best_iteration = values["val/accuracy"], progress.iteration
-        hooks.log(progress.iteration, values)
-        hooks.save(improved)
+        with held_back():
+            improved = values["val/accuracy"] > progress.best_accuracy
+            progress.validated = progress.iteration
+            progress.stale = 0 if improved else progress.stale + 1
+            if improved:
+                progress.best_accuracy, progress.best_iteration = values["val/accuracy"], progress.iteration
+            hooks.log(progress.iteration, values)
+            hooks.save(improved)
 
     def _add(self, values: Mapping[str, Tensor], weight: float) -> None:
         """Remember metrics without waiting for the device."""

@@ -77,17 +77,17 @@ def _is_own(override: Override) -> bool:
 
 
 def _evaluate(settings: Settings, config: dict[str, Any], trained: RunFolder, folder: RunFolder, *, trained_ways: int) -> None:
-    from fsl_cli import environment, experiment
+    from fsl_cli import environment, report
     from fsl_cli.assembly import assemble
 
     path = trained.best if settings.eval.checkpoint == "best" else trained.last
     payload = checkpoint.load(path)
     parts = assemble(settings, trained_ways=trained_ways, splits=("test",))
     checkpoint.load_weights(parts.algorithm, payload, path)
-    console.say(experiment.header(settings, parts), style="bold")
+    console.say(report.header(settings, parts), style="bold")
     console.say(f"run     {trained.path}, checkpoint {path.stem}, iteration {payload['progress']['iteration']}")
     folder.write_config(config)
     folder.write_json(folder.env, environment.describe(parts.hardware.device))
-    results = experiment.test(settings, parts, folder, path.stem, payload["progress"]["iteration"])
+    results = report.meta_test(settings, parts, folder, path.stem, payload["progress"]["iteration"])
     folder.write_status("done", run=str(trained.path), accuracy=results["accuracy"])
     console.say(f"folder  {folder.path}")

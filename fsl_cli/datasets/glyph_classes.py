@@ -197,5 +197,5 @@ def _is_clear(glyph: Glyph) -> bool:
     picture = _fitted(printed(glyph.code, face, 96), 64)
     if max(picture.size) > LONGEST * min(picture.size):
         return False
-    core = picture.filter(ImageFilter.MinFilter(3))
-    return float(np.sum(core, dtype=float)) > THINNEST * float(np.sum(picture, dtype=float))
+    core = np.asarray(picture.filter(ImageFilter.MinFilter(3)))
+    return int(core.sum(dtype=np.int64)) > THINNEST * int(np.asarray(picture).sum(dtype=np.int64))

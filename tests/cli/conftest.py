@@ -25,6 +25,7 @@ SMALL = (
     "train.val_episodes=4",
     "eval.episodes=12",
     "wandb.mode=disabled",
+    "hardware.threads=1",  # networks this small only wait for each other
 )
 
 

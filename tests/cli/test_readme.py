@@ -36,7 +36,7 @@ def reduced(line: str) -> list[str]:
     """The words of a command with smaller counts, where it has none of its own for the same key."""
     words = shlex.split(line)
     given = {word.split("=")[0] for word in words}
-    smaller = [*SMALLER, "backbone.filters=4", "hardware.threads=1"]
+    smaller = [*SMALLER, "backbone.filters=4"]
     words = [re.sub(r"^(train\.iterations|eval\.episodes)=\d+$", r"\1=6", word) for word in words]
     return words + [word for word in smaller if word.split("=")[0] not in given]
 

@@ -145,7 +145,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(small, fsl, tmp_path, monkey
     monkeypatch.setattr(Training, "step", step)
     assert outcome.code == 130
     assert "resume=" in outcome.err
-    assert json.loads((folder / "status.json").read_text()) == {"state": "interrupted", "iteration": 3}
+    assert json.loads((folder / "status.json").read_text()) == {"state": "interrupted", "iteration": 4}
     assert not (folder / "results.json").exists()
     outcome = fsl("train", *merged(("train.log_every=2", f"hydra.run.dir={folder}", "resume=auto")))
     assert outcome.code == 0, outcome.err

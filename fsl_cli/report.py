@@ -1,0 +1,79 @@
+"""Meta-testing with everything it leaves, and the lines that a run prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fsl_cli import console
+from fsl_cli.assembly import Parts
+from fsl_cli.config import Settings
+from fsl_cli.evaluation import EpisodeScores, evaluate
+from fsl_cli.run_folder import RunFolder
+from fsl_cli.stats import t_interval
+
+
+def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_name: str, iteration: int) -> dict[str, Any]:
+    """Meta-test on the test split, write ``results.json`` and ``episodes.npz``, print the final line.
+
+    Returns:
+        The content of ``results.json``.
+    """
+    sampler = parts.sampler("test", settings.eval.seed)
+    count = settings.eval.episodes
+    with console.progress(f"testing on {count} episodes", count) as advance:
+        scores = evaluate(parts.algorithm, sampler, count, parts.hardware, advance)
+    results = {
+        "algo": settings.algo["name"],
+        "dataset": settings.dataset["name"],
+        "backbone": settings.backbone["name"],
+        "parameters": parts.parameters,
+        "seed": settings.seed,
+        "split": "test",
+        "checkpoint": checkpoint_name,
+        "iteration": iteration,
+        "transductive": parts.algorithm.transductive,
+        "task": settings.task.model_dump(),
+        "accuracy": t_interval(scores.accuracy).as_dict(),
+        "loss": t_interval(scores.loss).as_dict(),
+        "episodes_seed": settings.eval.seed,
+        "episodes_digest": sampler.digest(count),
+    }
+    folder.write_episodes({"accuracy": scores.accuracy, "loss": scores.loss})
+    folder.write_json(folder.results, results)
+    console.say(result_line(scores), style="bold green")
+    return results
+
+
+def result_line(scores: EpisodeScores) -> str:
+    """The final line of a run: n, mean accuracy, half width of the 95% interval and its definition."""
+    accuracy = t_interval(scores.accuracy)
+    mean, half = 100 * accuracy.mean, 100 * accuracy.ci95
+    return f"test  {accuracy.n} episodes  accuracy {mean:.2f} ± {half:.2f} % (95% CI, {accuracy.method})"
+
+
+def title(settings: Settings) -> str:
+    """Algorithm, data set and task in a few words."""
+    return f"{settings.algo['name']} {settings.dataset['name']} {settings.task.ways}w{settings.task.shots}s"
+
+
+def header(settings: Settings, parts: Parts) -> str:
+    """The header line of a run."""
+    mode = "transductive" if parts.algorithm.transductive else "inductive"
+    return " | ".join(
+        (
+            f"{settings.algo['name']} ({mode})",
+            str(settings.dataset["name"]),
+            str(parts.task),
+            f"{settings.backbone['name']} ({parts.parameters:,} parameters)",
+            parts.hardware.describe(),
+            f"seed {settings.seed}",
+        )
+    )
+
+
+def validation_line(iteration: int, total: int, values: Mapping[str, float], best: float) -> str:
+    """The line of a validation; ``best`` is the best accuracy so far, this one included."""
+    mean, half = 100 * values["val/accuracy"], 100 * values["val/accuracy_ci95"]
+    note = "  best so far" if values["val/accuracy"] >= best else ""
+    return f"val  {iteration}/{total}  accuracy {mean:.2f} ± {half:.2f} %  loss {values['val/loss']:.3f}{note}"

@@ -1,0 +1,30 @@
+"""Ctrl-C and SIGTERM, held back while something must not be torn apart."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM after the block instead of in its middle."""
+    if threading.current_thread() is not threading.main_thread():  # signals only ever interrupt the main thread
+        yield
+        return
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[-1])
