@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fsl_cli.conf_files import RESERVED
-from fsl_cli.errors import FslError, close_match, raise_all
+from fsl_cli.errors import FslError, close_match, first_line, raise_all
 
 # Hydra's _target_ runs whatever it names, and configs travel with run folders: accept no other code.
 ALLOWED = ("fsl_cli.", "torch.optim.")
@@ -25,16 +25,19 @@ def target_of(node: Mapping[str, Any], where: str) -> type:
     """The class a config node names.
 
     Raises:
-        FslError: there is no ``_target_``, it is not in an allowed package, or it does not exist.
+        FslError: there is no ``_target_``, it is not in an allowed package, or it is not a class of that package.
     """
     target = node.get("_target_")
     if not isinstance(target, str) or not target.startswith(ALLOWED) or target.count(".") < 2:
         raise FslError(f"{target!r} may not be built", where=f"{where}._target_", hint=f"allowed: {'*, '.join(ALLOWED)}*")
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise FslError(f"there is no {target}", where=f"{where}._target_", hint=str(error)) from error
+    if not inspect.isclass(found) or inspect.isabstract(found) or not found.__module__.startswith(ALLOWED):
+        raise FslError(f"{target} may not be built", where=f"{where}._target_", hint="name a class of that package")
+    return found
 
 
 def check(node: Mapping[str, Any], where: str, runtime: Collection[str]) -> list[FslError]:
@@ -61,11 +64,17 @@ def build(node: Mapping[str, Any], where: str, runtime: Mapping[str, Any]) -> An
 
     Raises:
         Problems: options that are unknown, missing or invalid, all of them.
+        FslError: the constructor refuses their values.
     """
     raise_all(check(node, where, runtime))
     cls = target_of(node, where)
     taken = inspect.signature(cls).parameters
-    return cls(**{name: value for name, value in runtime.items() if name in taken}, **_options(node))
+    valid = _schema(cls, runtime)(**_options(node))  # converted to their types: the words "no" and "0.4" are a bool, a float
+    options = {name: getattr(valid, name) for name in valid.model_fields_set}
+    try:
+        return cls(**{name: value for name, value in runtime.items() if name in taken}, **options)
+    except ValueError as error:  # torch.optim checks its ranges itself
+        raise FslError(first_line(error), where=where) from error
 
 
 def takes(node: Mapping[str, Any], where: str, argument: str) -> bool:

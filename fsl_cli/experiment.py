@@ -82,10 +82,6 @@ class Experiment:
             self._train([lines, tracker])
             return self._test(tracker)
 
-    def save_last(self) -> None:
-        """Write ``checkpoints/last.pt``."""
-        checkpoint.save(self.folder.last, self._payload())
-
     def _header(self, tracker: WandbRun) -> None:
         console.say(report.header(self.settings, self.parts), style="bold")
         console.say(f"folder  {self.folder.path}")
@@ -105,7 +101,11 @@ class Experiment:
                 else:
                     console.say(report.validation_line(iteration, total, values, self.training.progress.best_accuracy))
 
-            self.training.run(Hooks(log, self._validate, self._save, bar.advance))
+            try:
+                self.training.run(Hooks(log, self._validate, self._save, bar.advance))
+            except KeyboardInterrupt:
+                checkpoint.save(self.folder.last, self._payload())
+                raise
         console.say(
             f"trained {progress.iteration} iterations in {console.clock(progress.seconds)}, "
             f"best validation accuracy {100 * progress.best_accuracy:.2f} % at iteration {progress.best_iteration}"

@@ -67,8 +67,12 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     parser, parsed, problems = OverridesParser.create(), [], []
     for word in overrides:
         try:
-            parsed.append(parser.parse_override(word))
+            override = parser.parse_override(word)
         except HydraException:
+            override = None
+        if override and override.key_or_group:
+            parsed.append(override)
+        else:
             hint = "write key=value" if "=" not in word else "quote the value: key='value'"
             problems.append(FslError("is no override", where=word, hint=hint))
     raise_all(problems)
@@ -115,7 +119,7 @@ def compose_config(config_name: str, overrides: Sequence[str], *, with_hydra: bo
     try:
         with _hydra():
             return compose(config_name, list(overrides), return_hydra_config=with_hydra)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         reason = first_line(error.__cause__ or error)
         raise FslError(reason, where="configuration", hint="see fsl train --help") from error
 
@@ -145,7 +149,7 @@ def _group_problems(override: Override) -> list[FslError]:
     place = override.input_line or group
     if override.is_delete() or override.is_add():
         return [FslError("a group cannot be added or deleted", where=place, hint=f"{group}=NAME")]
-    if value in choices(group) or (group == "experiment" and value == "None"):
+    if value in choices(group):
         return []
     return [FslError(f"there is no {group} {value}", where=place, hint=close_match(value, choices(group)))]
 

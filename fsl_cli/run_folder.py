@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fsl_cli.errors import FslError, first_line
 
@@ -99,7 +100,7 @@ class RunFolder:
             raise FslError(f"is not a run folder: it {reason}", where=str(self.path), hint=known_runs())
         try:
             config = OmegaConf.to_container(OmegaConf.load(self.config), resolve=True)
-        except (OmegaConfBaseException, OSError, ValueError) as error:
+        except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
             raise FslError(f"cannot be read: {first_line(error)}", where=str(self.config)) from error
         if not isinstance(config, dict):
             raise FslError("is not the configuration of a run", where=str(self.config))

@@ -72,7 +72,7 @@ class WandbRun:
         run_id: id of the run to go on with, or None for a new one.
 
     Raises:
-        FslError: W&B was asked to be online and cannot.
+        FslError: W&B was asked to be online and cannot; ``auto`` goes offline then.
     """
 
     def __init__(
@@ -90,29 +90,33 @@ class WandbRun:
     ) -> None:
         import wandb
 
-        self._wandb = wandb
-        mode = resolve_mode(mode)
-        try:
-            self.run = wandb.init(
+        self._wandb, self._offline_because = wandb, ""
+
+        def start(chosen: str) -> Any:
+            return wandb.init(
                 dir=str(folder),
                 config=dict(config),
-                mode=mode,  # type: ignore[arg-type]
+                mode=chosen,  # type: ignore[arg-type]
                 project=project,
                 entity=entity,
                 group=group,
                 name=name,
                 tags=list(tags),
                 id=run_id,
-                resume="allow" if run_id and mode == "online" else None,
+                resume="allow" if run_id and chosen == "online" else None,
                 reinit="finish_previous",
                 settings=wandb.Settings(silent=True, console="off", init_timeout=30),
             )
+
+        chosen = resolve_mode(mode)
+        try:
+            self.run = start(chosen)
         except (wandb.errors.Error, TypeError, ValueError) as error:
-            raise FslError(
-                f"W&B cannot start {mode}: {first_line(error)}",
-                where="wandb.mode",
-                hint="use wandb.mode=offline",
-            ) from error
+            if mode != "auto" or chosen != "online":
+                what = f"W&B cannot start {chosen}: {first_line(error)}"
+                raise FslError(what, where="wandb.mode", hint="use wandb.mode=offline") from error
+            self._offline_because = f" ({first_line(error)})"
+            self.run = start("offline")
         self.run.define_metric("iteration")
         self.run.define_metric("*", step_metric="iteration")
 
@@ -122,7 +126,7 @@ class WandbRun:
         if self.run.disabled:
             return "disabled"
         if self.run.offline:
-            return f"offline, upload with: wandb sync {Path(self.run.dir).parent}"
+            return f"offline{self._offline_because}, upload with: wandb sync {Path(self.run.dir).parent}"
         return str(self.run.url)
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:

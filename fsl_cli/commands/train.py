@@ -102,7 +102,6 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
         folder.write_status("done", seconds=round(time.perf_counter() - started, 1), accuracy=results["accuracy"])
         return 0
     except KeyboardInterrupt:
-        experiment.save_last()
         iteration = experiment.training.progress.iteration
         folder.write_status("interrupted", iteration=iteration)
         console.warn(f"interrupted at iteration {iteration}; go on with the same command and resume={folder.path}")
