@@ -16,10 +16,11 @@ help: ## show this help
 setup: $(READY) ## create .venv with everything in it (a second call is instant)
 
 demo: $(READY) ## train on the embedded glyphs and print the test accuracy (no download)
-	@$(BIN)/fsl train experiment=demo
+	@folder=outputs/demo/$$(date +%Y-%m-%d_%H-%M-%S); \
+	$(BIN)/fsl train experiment=demo hydra.run.dir=$$folder && echo "folder $$folder"
 
 test: $(READY) ## run the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(READY) ## check style with ruff
 	@$(BIN)/ruff check .

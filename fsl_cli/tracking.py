@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from fsl_cli.errors import FslError, first_line
+from fsl_cli.run_folder import write_text
 
 
 class Tracker(Protocol):
@@ -34,10 +35,8 @@ class JsonLines:
 
     def __init__(self, path: Path, upto: int) -> None:
         kept = [line for line in read_metrics(path) if line["iteration"] <= upto]
-        self._file = path.open("w")
-        for line in kept:
-            self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
         """Append a line."""
@@ -167,11 +166,10 @@ def has_api_key() -> bool:
         return True
     import wandb
 
-    host = urlparse(wandb.Settings().base_url).hostname or ""
-    for path in filter(None, (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")):
-        try:
-            if netrc.netrc(os.path.expanduser(path)).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    host = urlparse(wandb.Settings().base_url).netloc
+    files = [Path(name).expanduser() for name in (os.environ.get("NETRC") or "~/.netrc", "~/_netrc")]
+    path = files[0] if "NETRC" in os.environ or files[0].exists() else files[1]  # as W&B does
+    try:
+        return bool((netrc.netrc(path).authenticators(host) or ("", "", ""))[2])
+    except (OSError, netrc.NetrcParseError):
+        return False

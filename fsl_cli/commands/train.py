@@ -35,9 +35,12 @@ def main(arguments: Sequence[str]) -> int:
         _hydra_main([*flags, *words], outcomes)
         return 0
     folder = _check_everything(words, multirun)
-    _hydra_main([*flags, *words], outcomes)
+    try:
+        _hydra_main([*flags, *words], outcomes)
+    except KeyboardInterrupt:
+        outcomes.append(INTERRUPTED)
     if not multirun:
-        return outcomes[0]
+        return max(outcomes)
     from fsl_cli import summary
 
     return max([summary.report_sweep(folder), *outcomes])
@@ -105,7 +108,7 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
         iteration = experiment.training.progress.iteration
         folder.write_status("interrupted", iteration=iteration)
         console.warn(f"interrupted at iteration {iteration}; go on with the same command and resume={folder.path}")
-        return INTERRUPTED
+        raise
     except FslError as error:
         folder.write_status("failed", error=str(error))
         raise

@@ -1,15 +1,14 @@
-"""Downloads that are resumed when they break off, and never taken for whole before their checksum says so."""
+"""Downloads: pooch checks, retries and moves into place; what broke off is gone on with, which pooch cannot do."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pooch
 import requests
 from filelock import FileLock
 
@@ -18,17 +17,11 @@ from fsl_cli.errors import FslError
 
 TIMEOUT = (10.0, 30.0)  # seconds to connect, seconds without a byte
 CHUNK = 1 << 16
+RETRIES = 2
+pooch.get_logger().setLevel("WARNING")  # it would announce every file on standard error
 
 
-def fetch(
-    url: str,
-    target: Path,
-    *,
-    md5: str,
-    progress: ProgressFactory | None = None,
-    attempts: int = 3,
-    wait: float = 1.0,
-) -> None:
+def fetch(url: str, target: Path, *, md5: str, progress: ProgressFactory | None = None) -> None:
     """Download ``url`` to ``target``, which appears only when it is whole and has the right checksum.
 
     Until then the bytes are in ``<target>.part``, from where the next attempt, or the next run, goes on. Does nothing
@@ -39,37 +32,27 @@ def fetch(
         target: the file to make; its folder is created when missing.
         md5: hex digest the file must have.
         progress: told of every byte; None is silent.
-        attempts: how often to try, the first time included.
-        wait: seconds before the second attempt; doubles with each further one.
 
     Raises:
         FslError: unreachable, refused, altered, or the folder cannot be written.
     """
     part = target.with_name(f"{target.name}.part")
-    problem = ""
+
+    def receive(url: str, output_file: str, _pooch: object) -> None:
+        _receive(url, part, progress or silent)
+        os.replace(part, output_file)
+
+    keeper = pooch.create(
+        target.parent, base_url="", registry={target.name: f"md5:{md5}"}, urls={target.name: url}, retry_if_failed=RETRIES
+    )
     with _writing(target.parent), FileLock(target.parent / f".{target.name}.lock"):
-        for attempt in range(attempts):
-            if target.exists():
-                return
-            if attempt:
-                time.sleep(wait * 2 ** (attempt - 1))
-            resumed = part.exists()
-            try:
-                _receive(url, part, progress or silent)
-            except requests.RequestException as refusal:
-                problem = _in_words(refusal, url)
-                if not _may_pass(refusal):
-                    break
-                continue
-            found = _md5(part)
-            if found == md5:
-                os.replace(part, target)
-                return
-            part.unlink()
-            problem = f"{target.name} has md5 {found}, expected {md5}"
-            if not resumed:  # a whole, fresh copy is wrong: the next one would be too
-                break
-    raise FslError(f"download failed: {problem}", where=url, hint="try again later, or get the file by other means")
+        if target.exists():
+            return
+        try:
+            keeper.fetch(target.name, downloader=receive)
+        except (requests.RequestException, ValueError) as problem:
+            hint = "try again later, or get the file by other means"
+            raise FslError(f"download failed: {_in_words(problem, url)}", where=url, hint=hint) from problem
 
 
 @contextmanager
@@ -110,16 +93,10 @@ def _receive(url: str, part: Path, progress: ProgressFactory) -> None:
             raise requests.ConnectionError(f"broke off after {part.stat().st_size} of {total} bytes")
 
 
-def _may_pass(problem: requests.RequestException) -> bool:
-    """Whether trying again can help: not when the server says that the request itself is wrong."""
-    if problem.response is None:
-        return True
-    status = problem.response.status_code
-    return status >= 500 or status in (408, 416, 429)
-
-
-def _in_words(problem: requests.RequestException, url: str) -> str:
+def _in_words(problem: Exception, url: str) -> str:
     host = urlsplit(url).hostname
+    if not isinstance(problem, requests.RequestException):
+        return f"the file is not the one expected: {problem}"
     if isinstance(problem, requests.Timeout):
         return f"no answer from {host}"
     if problem.response is not None:
@@ -127,11 +104,3 @@ def _in_words(problem: requests.RequestException, url: str) -> str:
     if "broke" in str(problem):
         return f"the connection to {host} broke off"
     return f"no connection to {host} ({type(problem).__name__})"
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -47,7 +47,7 @@ def test_overrides_change_the_task_and_nothing_else(small, fsl, tmp_path):
     assert (results(run)["transductive"], found["transductive"]) == (True, False)
     assert found["accuracy"]["mean"] > 0.1  # chance is 0.05
     assert "20-way 5-shot" in outcome.out
-    assert outcome.out.strip().splitlines()[-2].startswith("test  30 episodes")
+    assert outcome.out.strip().splitlines()[-1].startswith("test  30 episodes")
 
 
 @pytest.mark.data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -78,3 +80,23 @@ def test_a_job_that_fails_does_not_stop_the_others(fsl, tmp_path):
         states = [row["state"] for row in csv.DictReader(file)]
     assert [state.split(":")[0] for state in states] == ["done", "failed", "done"]
     assert "5000 ways" in states[1]
+
+
+def test_an_interruption_stops_the_sweep_and_the_table_says_so(fsl, tmp_path, monkeypatch):
+    from fsl_cli.training import Training
+
+    step = Training.step
+
+    def interrupted(self):
+        if self.progress.iteration == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self)
+
+    monkeypatch.setattr(Training, "step", interrupted)
+    folder = tmp_path / "sweep"
+    outcome = fsl("train", "-m", *merged(("seed=0,1,2", f"hydra.sweep.dir={folder}")))
+    assert outcome.code == 130
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["0"]
+    with (folder / "results.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["state"].startswith("interrupted")

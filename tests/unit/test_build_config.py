@@ -1,0 +1,474 @@
+"""The constructor is the schema: config files, options, targets and settings; all problems come together."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fsl_cli import build, config, hardware, overrides
+from fsl_cli.algos.maml import MAML
+from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.backbones.mlp import MLP
+from fsl_cli.conf_files import GROUPS, RESERVED, choices, conf_dir
+from fsl_cli.errors import FslError, Problems, close_match, raise_all
+from fsl_cli.run_folder import RunFolder
+
+BUILT = ("algo", "dataset", "backbone")
+MEMBERS = [(group, name) for group in GROUPS for name in choices(group)]
+RUNTIME = {"backbone": MLP((1, 4, 4), widths=[4]), "features": 4, "ways": 5, "engine": "auto"}
+
+
+def composed(*words: str) -> dict[str, Any]:
+    return config.resolve(overrides.compose_config("train", words))
+
+
+@pytest.fixture(scope="module")
+def default() -> dict[str, Any]:
+    return composed()
+
+
+def changed(values: dict[str, Any], **by_path: Any) -> dict[str, Any]:
+    """A copy with ``a__b=value`` set as ``values["a"]["b"]``."""
+    values = copy.deepcopy(values)
+    for path, value in by_path.items():
+        *sections, last = path.split("__")
+        node = values
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    return values
+
+
+def problems(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(Problems) as error:
+        config.validate(values)
+    return [str(problem) for problem in error.value.problems]
+
+
+# --- the files below conf/
+
+
+def test_every_group_has_its_members():
+    count = {group: len(choices(group)) for group in GROUPS}
+    assert count["algo"] >= 4
+    assert count["dataset"] == 2
+    assert count["backbone"] == 4
+    assert count["hardware"] == 3
+    assert count["experiment"] >= 2
+    assert {"maml", "fomaml", "anil", "protonet"} <= set(choices("algo"))
+    files = [path for path in conf_dir().rglob("*.yaml") if path.parent != conf_dir()]
+    assert len(files) == len(MEMBERS) == sum(count.values())
+
+
+@pytest.mark.parametrize(("group", "name"), [each for each in MEMBERS if each[0] in BUILT], ids=str)
+def test_a_member_has_exactly_the_options_of_its_constructor(group, name):
+    node = composed(f"{group}={name}")[group]
+    module, _, cls = node["_target_"].rpartition(".")
+    constructor = getattr(__import__(module, fromlist=[cls]), cls)
+    parameters = set(inspect.signature(constructor).parameters)
+    assert set(node) - RESERVED == parameters - config.RUNTIME[group]
+    assert set(node) >= RESERVED
+    assert node["name"] == name
+
+
+@pytest.mark.parametrize("name", choices("hardware"))
+def test_hardware_has_exactly_the_settings_that_are_used(name):
+    used = set(inspect.signature(hardware.set_up).parameters) | {"engine"}
+    assert set(composed(f"hardware={name}")["hardware"]) == set(config.HardwareSettings.model_fields) == used
+
+
+@pytest.mark.parametrize("section", ["task", "train", "eval", "wandb"])
+def test_train_yaml_has_exactly_the_settings_of_each_section(section, default):
+    assert set(default[section]) == set(config.Settings.model_fields[section].annotation.model_fields)
+    assert set(default) == set(config.Settings.model_fields)
+
+
+@pytest.mark.parametrize(("group", "name"), MEMBERS, ids=str)
+def test_every_member_makes_valid_settings(group, name):
+    settings = config.validate(composed(f"{group}={name}"))
+    if group in BUILT:
+        assert getattr(settings, group)["name"] == name
+
+
+@pytest.mark.parametrize(("algo", "backbone"), list(itertools.product(choices("algo"), choices("backbone"))))
+def test_every_algorithm_takes_every_backbone(algo, backbone):
+    settings = config.validate(composed(f"algo={algo}", f"backbone={backbone}"))
+    assert (settings.algo["name"], settings.backbone["name"]) == (algo, backbone)
+
+
+@pytest.mark.parametrize("path", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: str(path.relative_to(conf_dir())))
+def test_a_file_starts_with_what_it_is_and_a_command_that_works(path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @")]
+    head = list(itertools.takewhile(lambda line: line.startswith("# "), lines))
+    command = head[-1].removeprefix("# ").split()
+    assert len(head) >= 2
+    assert command[0] == "fsl"
+    if command[1] == "train":
+        overrides.check("train", command[2:])
+        config.validate(composed(*command[2:]))
+    else:
+        assert command[:3] == ["fsl", "eval", "run=outputs/train/FOLDER"]
+
+
+def test_variants_of_maml_are_configurations_not_copies():
+    maml, fomaml, anil = (composed(f"algo={name}")["algo"] for name in ("maml", "fomaml", "anil"))
+    assert fomaml == {**maml, "name": "fomaml", "first_order": True}
+    assert anil == {**maml, "name": "anil", "adapt": "head"}
+
+
+def test_the_runtime_arguments_exist():
+    """A renamed argument would silently become an option."""
+    assert config.RUNTIME["algo"] <= set(inspect.signature(MAML).parameters)
+    assert config.RUNTIME["backbone"] <= set(inspect.signature(MLP).parameters)
+    assert config.RUNTIME["train.optimizer"] <= set(inspect.signature(torch.optim.Adam).parameters)
+
+
+# --- options
+
+
+def test_all_problems_are_reported_together_with_close_matches(default):
+    found = problems(
+        changed(
+            default,
+            algo__inner_step=3,
+            algo__inner_lr=-0.1,
+            algo__adapt="heads",
+            algo__inner_steps="many",
+            backbone__filters=0,
+            backbone__downsampling="stride",
+            dataset__rotation=True,
+            task__ways=1,
+            task__way=5,
+            train__iterations=0,
+            train__optimizer__learning_rate=0.1,
+            hardware__device="gpx",
+            hardware__task_chunk=0,
+            wandb__mode="maybe",
+            seed=-1,
+            sed=2,
+        )
+    )
+    expected = {
+        "algo.inner_step: unknown option": "did you mean inner_steps?",
+        "algo.inner_lr: -0.1 is not valid": "greater than 0",
+        "algo.adapt: 'heads' is not valid": "'all', 'head' or 'body'",
+        "algo.inner_steps: 'many' is not valid": "integer",
+        "backbone.filters: 0 is not valid": "greater than or equal to 1",
+        "backbone.downsampling: unknown option": "did you mean downsample?",
+        "dataset.rotation: unknown option": "valid: ",
+        "task.ways: 1 is not valid": "greater than or equal to 2",
+        "task.way: unknown option": "did you mean ways?",
+        "train.iterations: 0 is not valid": "greater than or equal to 1",
+        "train.optimizer.learning_rate: unknown option": "valid: ",
+        "hardware.device: 'gpx' is not valid": "auto, cpu, gpu, mps, cuda or cuda:N",
+        "hardware.task_chunk: 0 is not valid": "'auto' or should be greater than or equal to 1",
+        "wandb.mode: 'maybe' is not valid": "'auto', 'online', 'offline' or 'disabled'",
+        "seed: -1 is not valid": "greater than or equal to 0",
+        "sed: unknown option": "did you mean seed?",
+    }
+    for start, hint in expected.items():
+        (line,) = [line for line in found if line.startswith(f"{start} ")]
+        assert hint in line
+    assert len(found) == len(expected)
+    assert not any("\n" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(("task__shots", value) for value in (0, -1, 1.5, "one", None, [1])),
+        ("task__queries", 0),
+        ("train__meta_batch", 0),
+        ("train__max_minutes", 0),
+        ("train__step_factor", 1.1),
+        ("train__step_factor", 0),
+        ("train__clip_grad_norm", 0),
+        ("train__patience", 0),
+        ("train__val_every", -5),
+        ("train__val_episodes", 1),  # one value has no interval
+        ("train__schedule", "linear"),
+        ("eval__episodes", 1),
+        ("eval__checkpoint", "first"),
+        ("hardware__threads", 0),
+        ("hardware__precision", "fp16"),
+        ("hardware__engine", "jax"),
+        ("resume", ""),
+        ("resume", True),
+        ("algo__inner_steps", 0),
+        ("algo__test_inner_steps", -1),
+        ("algo__first_order", "perhaps"),
+        ("algo__train_queries", 0),
+        ("backbone__downsample", "pool"),
+        ("dataset__size", 0),
+        ("dataset__seed", -1),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_one_problem_that_names_it(default, path, value):
+    (line,) = problems(changed(default, **{path: value}))
+    assert line.startswith(path.replace("__", ".") + ": ")
+    assert "(should be" in line or "(valid" in line
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train__max_minutes", None),
+        ("train__max_minutes", 0.5),
+        ("train__clip_grad_norm", 10),
+        ("train__patience", None),
+        ("hardware__device", "cuda:3"),
+        ("hardware__task_chunk", 4),
+        ("hardware__threads", None),
+        ("resume", "auto"),
+        ("resume", "some/folder"),
+        ("algo__test_inner_steps", 0),
+        ("algo__train_queries", None),
+        ("wandb__tags", ["a", "b"]),
+    ],
+    ids=str,
+)
+def test_values_at_the_edge_are_valid(default, path, value):
+    config.validate(changed(default, **{path: value}))
+
+
+def test_a_missing_section_or_target_is_a_problem(default):
+    without = {key: value for key, value in default.items() if key not in ("task", "algo")}
+    found = problems(without)
+    assert "algo: is missing" in found
+    assert "task: is missing" in found
+    without = changed(default)
+    del without["backbone"]["_target_"], without["train"]["optimizer"]["_target_"]
+    assert [line.split(":")[0] for line in problems(without)] == ["backbone._target_", "train.optimizer._target_"]
+
+
+def test_a_section_that_is_no_mapping_is_a_problem(default):
+    assert any(line.startswith("task: ") for line in problems(changed(default, task=5)))
+    assert any(line.startswith("algo: ") for line in problems(changed(default, algo="maml")))
+
+
+def test_settings_are_typed_and_cannot_be_changed(default):
+    settings = config.validate(default)
+    assert settings.task.ways == 5
+    assert isinstance(settings.data_dir, Path)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.task.ways = 20
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap", "learn2learn"])
+def test_an_engine_is_an_option_of_algorithms_with_an_inner_loop(default, engine):
+    config.validate(changed(default, hardware__engine=engine))
+    (line,) = problems(changed(composed("algo=protonet"), hardware__engine=engine))
+    assert line == f"hardware.engine: {engine} is not valid: protonet has no inner loop to run (leave it at auto)"
+
+
+# --- building
+
+
+def protonet(**options: Any) -> ProtoNet:
+    return build.build({"_target_": "fsl_cli.algos.protonet.ProtoNet", "name": "x", **options}, "algo", RUNTIME)
+
+
+def maml(**options: Any) -> MAML:
+    return build.build({"_target_": "fsl_cli.algos.maml.MAML", **options}, "algo", RUNTIME)
+
+
+def test_build_binds_options_and_runtime_arguments():
+    built = protonet(train_ways=7, distance="cosine")
+    assert isinstance(built, ProtoNet)
+    assert built.backbone is RUNTIME["backbone"]
+    assert (built.train_ways, built.distance, built.scale) == (7, "cosine", 1.0)
+    assert maml().net.head.out_features == 5
+
+
+def test_what_is_valid_is_converted_to_its_type_before_it_is_built():
+    """On the command line ``no`` and a quoted number are words; a word is true."""
+    assert maml(first_order="no").first_order is False
+    assert maml(first_order="yes").first_order is True
+    built = maml(inner_steps="3", inner_lr="0.25", test_inner_steps=2.0)
+    assert (built.inner_steps, built.step_sizes.initial, built.test_inner_steps) == (3, 0.25, 2)
+    assert type(built.test_inner_steps) is int
+    optimizer = build.build({"_target_": "torch.optim.SGD", "lr": "0.5"}, "o", {"params": list(MLP((1, 2, 2)).parameters())})
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_build_refuses_what_check_finds():
+    with pytest.raises(Problems) as error:
+        protonet(train_way=7, scale=0)
+    assert len(error.value.problems) == 2
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop", "NAdam"])
+def test_any_optimizer_of_torch_with_its_own_options(name):
+    parameters = list(MLP((1, 2, 2)).parameters())
+    node = {"_target_": f"torch.optim.{name}", "lr": 0.05, "weight_decay": 0.1}
+    assert build.check(node, "train.optimizer", {"params"}) == []
+    optimizer = build.build(node, "train.optimizer", {"params": parameters})
+    assert type(optimizer).__name__ == name
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    (problem,) = build.check({**node, "lrr": 1}, "train.optimizer", {"params"})
+    assert str(problem).startswith("train.optimizer.lrr: unknown option (did you mean lr?")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"_target_": "torch.optim.Adam", "lr": -1}, "train.optimizer: Invalid learning rate: -1"),
+        ({"_target_": "torch.optim.SGD", "lr": 1, "nesterov": True}, "train.optimizer: Nesterov momentum requires"),
+    ],
+    ids=str,
+)
+def test_what_an_optimizer_itself_refuses_is_one_line(options, message):
+    with pytest.raises(FslError) as error:
+        build.build(options, "train.optimizer", {"params": list(MLP((1, 2, 2)).parameters())})
+    assert str(error.value).startswith(message)
+
+
+def test_takes():
+    node = {"_target_": "fsl_cli.algos.maml.MAML"}
+    assert build.takes(node, "algo", "engine")
+    assert not build.takes({"_target_": "fsl_cli.algos.protonet.ProtoNet"}, "algo", "engine")
+
+
+# --- targets
+
+
+FORBIDDEN = [
+    "os.system",
+    "builtins.eval",
+    "builtins.exec",
+    "subprocess.run",
+    "torch.load",
+    "torch.hub.load",
+    "fsl_client.Thing",
+    "fsl_cli",
+    "fsl_cli.algos",
+    "torch.optim",
+    "fsl_cli.run_folder.write_text",  # a function
+    "fsl_cli.run_folder.Path",  # a class of somebody else
+    "fsl_cli.environment.subprocess",  # a module
+    "fsl_cli.algos.algorithm.Algorithm",  # abstract
+    "",
+    None,
+    3,
+    ["os.system"],
+]
+
+
+@pytest.mark.parametrize("target", FORBIDDEN, ids=str)
+def test_forbidden_targets_are_refused(target):
+    with pytest.raises(FslError) as error:
+        build.target_of({"_target_": target}, "algo")
+    assert str(error.value).startswith("algo._target_: ")
+    assert len(build.check({"_target_": target}, "algo", set())) == 1
+
+
+@pytest.mark.parametrize(
+    "target", ["fsl_cli.algos.mamml.MAML", "fsl_cli.algos.maml.MAMMAL", "torch.optim.Adamm", "fsl_cli..maml", "torch.optim."]
+)
+def test_targets_that_do_not_exist(target):
+    with pytest.raises(FslError, match="there is no"):
+        build.target_of({"_target_": target}, "algo")
+
+
+@pytest.mark.parametrize("section", ["algo", "dataset", "backbone", "train.optimizer"])
+def test_a_saved_configuration_cannot_run_code_either(section, default, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(os, "system", ran.append)
+    saved = changed(default)
+    node = saved
+    for part in section.split("."):
+        node = node[part]
+    node.clear()
+    node |= {"_target_": "os.system", "command": "touch hacked"}
+    folder = RunFolder(tmp_path)
+    folder.write_config(saved)
+    (line,) = problems(config.resolve(OmegaConf.create(folder.read_config())))
+    assert line.startswith(f"{section}._target_: 'os.system' may not be built (allowed: fsl_cli.*, torch.optim.*)")
+    with pytest.raises(FslError):
+        build.build(node, section, {})
+    assert ran == []
+
+
+def test_importing_the_main_module_does_not_run_the_command_line(monkeypatch):
+    with pytest.raises(FslError, match="may not be built"):
+        build.target_of({"_target_": "fsl_cli.__main__.main"}, "algo")
+
+
+# --- resolving
+
+
+def test_resolve_fills_in_the_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("FSL_DATA_DIR", "~/mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("FSL_CACHE_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    values = composed("cache_dir=packs")
+    assert values["data_dir"] == str(tmp_path / "mine")
+    assert values["cache_dir"] == str(tmp_path / "packs")
+    monkeypatch.delenv("FSL_DATA_DIR")
+    values = composed()
+    assert all(Path(values[key]).is_absolute() and "fsl" in values[key] for key in ("data_dir", "cache_dir"))
+
+
+@pytest.mark.parametrize("value", ["???", "${nowhere.to.be.found}", "${oc.env:NOT_SET_ANYWHERE}"])
+def test_what_does_not_resolve_is_one_line(value):
+    with pytest.raises(FslError) as error:
+        config.resolve(OmegaConf.create({"seed": value}))
+    assert str(error.value).startswith("configuration: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_saved_configuration_is_read_back_the_same(default, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_config(default)
+    assert folder.read_config() == default
+    assert config.validate(folder.read_config()) == config.validate(default)
+
+
+@pytest.mark.parametrize("text", [None, "- a\n- list\n", "{not yaml", "a: ${missing}\n", "just words\n", "", "\x00"], ids=str)
+def test_a_folder_that_is_no_run_or_whose_configuration_is_broken(text, tmp_path):
+    folder = RunFolder(tmp_path)
+    if text is not None:
+        folder.config.write_text(text)
+    with pytest.raises(FslError) as error:
+        config.validate(folder.read_config())
+    assert "\n" not in str(error.value)
+
+
+# --- errors
+
+
+def test_an_error_is_one_line_of_where_what_and_hint():
+    assert str(FslError("is\nwrong", where="here", hint="do\n  that")) == "here: is wrong (do that)"
+    assert str(FslError("is wrong")) == "is wrong"
+
+
+def test_errors_survive_pickling():
+    one = FslError("what", where="where", hint="hint")
+    many = pickle.loads(pickle.dumps(Problems([one, one])))
+    assert str(pickle.loads(pickle.dumps(one))) == str(one)
+    assert list(map(str, many.problems)) == [str(one)] * 2
+
+
+def test_repeated_problems_are_reported_once():
+    raise_all([])
+    with pytest.raises(Problems) as error:
+        raise_all([FslError("a"), FslError("b"), FslError("a")])
+    assert list(map(str, error.value.problems)) == ["a", "b"]
+
+
+def test_close_match():
+    assert close_match("protnet", ["maml", "protonet"]) == "did you mean protonet? valid: maml, protonet"
+    assert close_match("xyz", ["maml", "protonet"]) == "valid: maml, protonet"
+    many = [f"option{index}" for index in range(30)]
+    assert close_match("option7x", many) == "did you mean option7?"
