@@ -20,7 +20,7 @@ demo: $(READY) ## train on the embedded glyphs and print the test accuracy (no d
 	$(BIN)/fsl train experiment=demo hydra.run.dir=$$folder && echo "folder $$folder"
 
 test: $(READY) ## run the whole test suite
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY) ## check style with ruff
 	@$(BIN)/ruff check .

@@ -89,15 +89,17 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
     ).to(used.device)
     task = Task(settings.task.ways, settings.task.shots, settings.task.queries)
     train_task = algorithm.train_task(task)
-    raise_all(
-        [
-            problem
-            for split in splits
-            for problem in task_problems(dataset.counts(split), split, train_task if split == "train" else task)
-        ]
-        + algorithm.task_problems(task)
-    )
+    raise_all(_task_problems(dataset, splits, train_task, task))
     return Parts(dataset, algorithm, used, task, train_task)
+
+
+def _task_problems(dataset: Dataset, splits: tuple[SplitName, ...], train_task: Task, task: Task) -> list[FslError]:
+    """What keeps the episodes from being drawn; for each setting the split that leaves the least room."""
+    found: dict[str | None, FslError] = {}
+    for split in sorted(splits, key=lambda split: len(dataset.counts(split))):
+        for problem in task_problems(dataset.counts(split), split, train_task if split == "train" else task):
+            found.setdefault(problem.where, problem)
+    return list(found.values())
 
 
 def feature_width(backbone: nn.Module, image_shape: tuple[int, int, int]) -> int:

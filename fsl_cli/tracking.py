@@ -161,15 +161,22 @@ def resolve_mode(mode: str) -> str:
 
 
 def has_api_key() -> bool:
-    """Whether W&B finds a key in the environment or in the netrc file."""
+    """Whether W&B finds a key in the environment, in its settings or in the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     import wandb
 
-    host = urlparse(wandb.Settings().base_url).netloc
-    files = [Path(name).expanduser() for name in (os.environ.get("NETRC") or "~/.netrc", "~/_netrc")]
-    path = files[0] if "NETRC" in os.environ or files[0].exists() else files[1]  # as W&B does
+    settings = wandb.setup().settings
+    if settings.api_key:
+        return True
+    hosts = [urlparse(settings.base_url).netloc]
+    if settings.base_url == wandb.Settings().base_url:  # W&B's own server, which has two names
+        hosts.append("api.wandb.ai")
+    unix, windows = (Path(name).expanduser() for name in ("~/.netrc", "~/_netrc"))
+    given = os.environ.get("NETRC")
+    path = Path(given).expanduser() if given else unix if unix.exists() else windows  # in W&B's order
     try:
-        return bool((netrc.netrc(path).authenticators(host) or ("", "", ""))[2])
-    except (OSError, netrc.NetrcParseError):
+        entries = [netrc.netrc(path).authenticators(host) for host in hosts]
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
+    return any(entry and entry[2] for entry in entries)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import merged
+from command_line import merged
 
 CASES = {
     "verb": (["trian"], "there is no command trian (did you mean train?"),
@@ -24,10 +24,10 @@ CASES = {
     "type": (["train", "train.iterations=many"], "train.iterations: 'many' is not valid (should be a valid integer"),
     "zero": (["train", "train.meta_batch=0"], "train.meta_batch: 0 is not valid (should be greater than or equal to 1)"),
     "negative": (["train", "eval.episodes=-5"], "eval.episodes: -5 is not valid (should be greater than or equal to 2)"),
-    "ways": (["train", "task.ways=5000"], "task.ways: 5000 ways, but the train split has"),
+    "ways": (["train", "task.ways=5000"], "task.ways: 5000 ways, but the val split has"),
     "images": (
         ["train", "task.shots=15"],
-        "15 shots + 15 queries, but a class of the train split has 20",
+        "15 shots + 15 queries, but a class of the val split has 20",
     ),
     "device": (["train", "hardware.device=tpu"], "hardware.device: 'tpu' is not valid (should be auto, cpu, gpu"),
     "engine": (
@@ -161,7 +161,7 @@ def test_saved_configurations_may_not_name_foreign_code(small, fsl):
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path):
     import subprocess
 
-    from conftest import command
+    from command_line import command
 
     process = subprocess.Popen(command("ls"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
     process.stdout.close()

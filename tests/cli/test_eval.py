@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import results
+from command_line import results
 
 from fsl_cli.run_folder import read_json
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import command, shell
+from command_line import command, shell
 
 from fsl_cli.cli import VERBS
 from fsl_cli.conf_files import GROUPS, choices

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from conftest import merged, results, shell
+from command_line import merged, results, shell
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

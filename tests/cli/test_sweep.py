@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import torch
-from conftest import merged, metrics, results
+from command_line import merged, metrics, results
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_job_that_fails_does_not_stop_the_others(fsl, tmp_path):
     words = merged(("task.ways=5,5000,4", f"hydra.sweep.dir={folder}"))
     outcome = fsl("train", "-m", *words)
     assert outcome.code == 2
-    assert "5000 ways, but the train split has" in outcome.err
+    assert "5000 ways, but the val split has" in outcome.err
     with (folder / "results.csv").open() as file:
         states = [row["state"] for row in csv.DictReader(file)]
     assert [state.split(":")[0] for state in states] == ["done", "failed", "done"]

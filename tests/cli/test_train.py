@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import command, merged, metrics, results, shell
+from command_line import command, merged, metrics, results, shell
 from scipy import stats
 
 FILES = {

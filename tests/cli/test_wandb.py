@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import merged, results
+from command_line import merged, results
 from wandb_file import read_wandb
 
 

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from conftest import command, merged, results, shell
+from command_line import command, merged, results, shell
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,6 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
         event = self.server.script.pop(0) if self.server.script else "fine"
+        if event == "slow":
+            time.sleep(0.3)
         if event.isdigit():
             self.send_error(int(event))
             return
@@ -74,7 +78,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait between attempts."""
-    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 def failure(server: Server, target: Path) -> str:
@@ -101,6 +105,13 @@ def test_whole_file_once(server: Server, tmp_path: Path) -> None:
     fetch(server.url, target, md5=MD5)
     assert len(server.ranges) == 1
     assert not list(target.parent.glob("*.part"))
+
+
+def test_file_that_is_there_is_left_alone(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "data.zip").write_bytes(b"repacked by the user")
+    fetch(server.url, tmp_path / "data.zip", md5=MD5)
+    assert (tmp_path / "data.zip").read_bytes() == b"repacked by the user"
+    assert server.ranges == []
 
 
 def test_broken_off_download_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
@@ -174,6 +185,7 @@ def test_unwritable_folder(server: Server, tmp_path: Path) -> None:
 
 
 def test_those_that_start_together_download_once(server: Server, tmp_path: Path) -> None:
+    server.script = ["slow"]  # the others are there before the first is done
     threads = [threading.Thread(target=fetch, args=(server.url, tmp_path / "data.zip"), kwargs={"md5": MD5}) for _ in range(4)]
     for thread in threads:
         thread.start()
