@@ -89,7 +89,7 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
     ).to(used.device)
     task = Task(settings.task.ways, settings.task.shots, settings.task.queries)
     train_task = algorithm.train_task(task)
-    raise_all(_task_problems(dataset, splits, train_task, task))
+    raise_all(_task_problems(dataset, splits, train_task, task) + algorithm.task_problems(task))
     return Parts(dataset, algorithm, used, task, train_task)
 
 

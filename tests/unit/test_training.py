@@ -1,0 +1,525 @@
+"""The outer loop: stopped anywhere and continued bit-identically; chunks, schedules, clipping, stopping, evaluation."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import TinyNet, striped_classes
+from small_training import CPU, everything, is_same, train_settings
+from torch import nn
+
+from fsl_cli import checkpoint, training
+from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli.algos.maml import MAML
+from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.backbones.mlp import MLP
+from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.errors import FslError
+from fsl_cli.evaluation import evaluate
+from fsl_cli.hardware import Hardware
+from fsl_cli.training import Hooks, Training, rate_factor
+
+TASK = Task(3, 1, 2)
+TIMED = ("train/seconds_per_iteration", "train/tasks_per_second")
+
+
+def protonet() -> Algorithm:
+    return ProtoNet(nn.Sequential(MLP((1, 12, 12), widths=[8]), nn.Dropout(0.2)), train_ways=None, train_queries=None)
+
+
+def meta_sgd() -> Algorithm:
+    net = nn.Sequential(MLP((1, 12, 12), widths=[8]), nn.Dropout(0.2))
+    return MAML(net, 8, TASK.ways, inner_lr=0.1, inner_lr_learning="per_parameter")
+
+
+def new_training(make: Callable[[], Algorithm], seed: int = 0, chunk: int = 2, **changes: Any) -> Training:
+    torch.manual_seed(seed)
+    algorithm = make()
+    sampler = EpisodeSampler(striped_classes(), "train", TASK, 0)
+    settings = train_settings(**({"iterations": 7, "meta_batch": 3, "log_every": 3, "val_every": 4} | changes))
+    hardware = Hardware(torch.device("cpu"), "fp32", chunk)
+    return Training(algorithm, torch.optim.Adam(algorithm.parameters(), lr=0.01), sampler, settings, hardware)
+
+
+@dataclass
+class Recorder:
+    """Hooks that remember what they are told, and call ``at(event, iteration)``, which may raise."""
+
+    training: Training
+    accuracies: list[float] = field(default_factory=list)
+    at: Callable[[str, int], None] = lambda event, iteration: None
+    rows: list[dict[str, float]] = field(default_factory=list)
+    saved: list[tuple[int, bool]] = field(default_factory=list)
+    advanced: list[int] = field(default_factory=list)
+
+    def log(self, iteration: int, values: Mapping[str, float]) -> None:
+        assert iteration == self.training.progress.iteration
+        self.rows.append({"iteration": iteration, **values})
+        self.at("log", iteration)
+
+    def validate(self) -> Mapping[str, float]:
+        self.at("validate", self.training.progress.iteration)
+        if self.accuracies:
+            return {"val/accuracy": self.accuracies.pop(0)}
+        sampler = EpisodeSampler(striped_classes(seed=1), "val", TASK, 0)
+        return {"val/accuracy": float(evaluate(self.training.algorithm, sampler, 6, CPU).accuracy.mean())}
+
+    def save(self, best: bool) -> None:
+        self.saved.append((self.training.progress.iteration, best))
+        self.at("save", self.training.progress.iteration)
+
+    def advance(self, iteration: int) -> None:
+        self.advanced.append(iteration)
+        self.at("advance", iteration)
+
+    def run(self) -> Recorder:
+        self.training.run(Hooks(self.log, self.validate, self.save, self.advance))
+        return self
+
+    def untimed(self) -> list[dict[str, float]]:
+        return [{key: value for key, value in row.items() if key not in TIMED} for row in self.rows]
+
+
+def state(training: Training) -> dict[str, Any]:
+    """All that decides how a training goes on, without the time it took."""
+    values = copy.deepcopy(training.state_dict())
+    del values["progress"]["seconds"]
+    values["progress"]["window"].pop("seconds", None)
+    return values
+
+
+# --- continued bit-identically
+
+ALGORITHMS = {"protonet": protonet, "meta-sgd": meta_sgd}
+SCHEDULE = {"schedule": "cosine", "clip_grad_norm": 1.0}
+
+
+@pytest.fixture(scope="module", params=ALGORITHMS.values(), ids=ALGORITHMS)
+def uninterrupted(request) -> tuple[Callable[[], Algorithm], Recorder]:
+    torch.set_num_threads(1)
+    return request.param, Recorder(new_training(request.param, **SCHEDULE)).run()
+
+
+def stopped(make: Callable[[], Algorithm], at: Callable[[str, int], None]) -> Recorder:
+    recorder = Recorder(new_training(make, **SCHEDULE), at=at)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.run()
+    return recorder
+
+
+def continued(make: Callable[[], Algorithm], stopped_training: Training, path: Path) -> Recorder:
+    """A training in a process that knows nothing but the checkpoint."""
+    checkpoint.save(path, stopped_training.state_dict())
+    payload = checkpoint.load(path)
+    fresh = new_training(make, seed=99, **SCHEDULE)
+    torch.manual_seed(12345)
+    checkpoint.load_weights(fresh.algorithm, payload, path)
+    fresh.load_state_dict(payload)
+    return Recorder(fresh).run()
+
+
+def assert_same_end(whole: Recorder, first: Recorder, second: Recorder) -> None:
+    assert is_same(state(second.training), state(whole.training))
+    assert first.untimed() + second.untimed() == whole.untimed()
+    assert second.training.progress.iteration == 7
+
+
+@pytest.mark.parametrize("iteration", range(1, 7))
+def test_stopped_after_any_iteration_and_continued(uninterrupted, iteration, tmp_path):
+    make, whole = uninterrupted
+
+    def stop(event: str, now: int) -> None:
+        if (event, now) == ("advance", iteration):
+            raise KeyboardInterrupt
+
+    first = stopped(make, stop)
+    assert first.training.progress.iteration == iteration
+    assert ("loss" in first.training.state_dict()["progress"]["window"]) == (iteration not in (3, 4, 6))
+    second = continued(make, first.training, tmp_path / "last.pt")
+    assert_same_end(whole, first, second)
+    assert first.saved + second.saved == whole.saved
+    assert second.advanced == list(range(iteration + 1, 8))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("event", ["loss", "log", "validate", "save"])
+def test_a_signal_in_the_middle_of_anything_can_be_continued(uninterrupted, event, number, tmp_path, monkeypatch):
+    """Steps and saves are finished first; an interrupted validation is done again."""
+    make, whole = uninterrupted
+
+    def interrupt(*ignored: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, interrupt)  # as `fsl train` does for SIGTERM
+    try:
+        calls = []
+
+        def stop(happened: str, now: int) -> None:
+            if happened == event and now == 4 and not calls:
+                calls.append(now)
+                signal.raise_signal(number)
+
+        if event == "loss":
+            cls = type(whole.training.algorithm)
+            loss = cls.loss
+
+            def interrupted_loss(self: Algorithm, episodes: Episodes) -> Step:
+                step = loss(self, episodes)
+                calls.append(len(episodes))
+                if len(calls) == 8:  # two chunks for each iteration: in the middle of the fourth
+                    signal.raise_signal(number)
+                return step
+
+            monkeypatch.setattr(cls, "loss", interrupted_loss)
+        first = stopped(make, stop)
+        monkeypatch.undo()
+        assert first.training.progress.iteration == 4
+    finally:
+        signal.signal(number, before)
+    second = continued(make, first.training, tmp_path / "last.pt")
+    assert_same_end(whole, first, second)
+
+
+def test_the_checks_above_can_fail(uninterrupted, tmp_path):
+    """A training that goes on with other random numbers, or from the weights alone, ends elsewhere."""
+    make, whole = uninterrupted
+
+    def stop(event: str, now: int) -> None:
+        if (event, now) == ("advance", 2):
+            raise KeyboardInterrupt
+
+    first = stopped(make, stop)
+    for forgotten in ("optimizer", "scheduler", "random"):
+        fresh = new_training(make, seed=99, **SCHEDULE)
+        payload = copy.deepcopy(first.training.state_dict())
+        payload[forgotten] = fresh.state_dict()[forgotten]
+        fresh.algorithm.load_state_dict(payload["algo"])
+        fresh.load_state_dict(payload)
+        assert not is_same(Recorder(fresh).run().training.algorithm.state_dict(), whole.training.algorithm.state_dict())
+
+
+def test_asking_for_the_state_changes_nothing(uninterrupted):
+    make, whole = uninterrupted
+    again = Recorder(new_training(make, **SCHEDULE))
+    again.at = lambda event, iteration: again.training.state_dict() and None
+    again.run()
+    assert is_same(state(again.training), state(whole.training))
+    assert again.untimed() == whole.untimed()
+
+
+def test_a_finished_training_has_nothing_left_to_do(uninterrupted):
+    _, whole = uninterrupted
+    before = state(whole.training)
+    again = Recorder(whole.training).run()
+    assert (again.rows, again.saved, again.advanced) == ([], [], [])
+    assert is_same(state(whole.training), before)
+
+
+# --- one step
+
+
+def small(**options: Any) -> MAML:
+    torch.manual_seed(0)
+    return MAML(TinyNet(), 4, TASK.ways, inner_lr=0.3, **options).double()
+
+
+class Doubles(EpisodeSampler):
+    """Episodes in float64."""
+
+    def batch(self, first: int, count: int) -> Episodes:
+        return super().batch(first, count).to(dtype=torch.float64)
+
+
+def exact_training(chunk: int, lr: float = 0.5, **changes: Any) -> Training:
+    algorithm = small()
+    sampler = Doubles(striped_classes(), "train", TASK, 0)
+    settings = train_settings(**({"iterations": 3, "meta_batch": 5, "log_every": 1} | changes))
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=lr)
+    return Training(algorithm, optimizer, sampler, settings, Hardware(torch.device("cpu"), "fp32", chunk))
+
+
+def test_chunks_add_up_to_the_whole_batch():
+    whole = Recorder(exact_training(chunk=5), accuracies=[0.5]).run()
+    for chunk in (1, 2, 3, 4, 8):
+        parts = Recorder(exact_training(chunk), accuracies=[0.5]).run()
+        for key, value in whole.training.algorithm.state_dict().items():
+            torch.testing.assert_close(parts.training.algorithm.state_dict()[key], value, rtol=1e-10, atol=1e-12)
+        for one, other in zip(parts.untimed(), whole.untimed(), strict=True):
+            assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_a_step_is_gradient_descent_on_the_mean_loss_of_its_episodes():
+    done, reference = exact_training(chunk=2), small()
+    for iteration in range(3):
+        done.step()
+        episodes = Doubles(striped_classes(), "train", TASK, 0).batch(5 * iteration, 5)
+        loss = torch.stack([reference.loss(one).loss for one in episodes.split(1)]).mean()
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
+        for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
+            parameter.data -= 0.5 * gradient
+    for mine, theirs in zip(done.algorithm.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_iteration_i_uses_episodes_i_times_meta_batch(monkeypatch):
+    done = new_training(protonet, iterations=4)
+    drawn, batch = [], done.sampler.batch
+    monkeypatch.setattr(done.sampler, "batch", lambda first, count: drawn.append((first, count)) or batch(first, count))
+    Recorder(done, accuracies=[0.5]).run()
+    assert drawn == [(0, 3), (3, 3), (6, 3), (9, 3)]
+
+
+def test_a_step_trains_in_train_mode():
+    done = new_training(protonet)
+    done.algorithm.eval()
+    done.step()
+    assert all(module.training for module in done.algorithm.modules())
+
+
+def test_logged_numbers_are_the_averages_since_the_last_line(monkeypatch):
+    done = exact_training(chunk=2, iterations=5, log_every=3)
+    losses, accuracies, loss = [], [], done.algorithm.loss
+
+    def remembering(episodes: Episodes) -> Step:
+        step = loss(episodes)
+        losses.extend([step.loss.item()] * len(episodes))
+        for row, labels in zip(step.logits, episodes.query_y, strict=True):
+            accuracies.append(sum(int(a.argmax() == b) for a, b in zip(row, labels, strict=True)) / len(labels))
+        return step
+
+    monkeypatch.setattr(done.algorithm, "loss", remembering)
+    rows = Recorder(done, accuracies=[0.5]).run().rows
+    assert [row["iteration"] for row in rows] == [3, 5, 5]
+    for row, part in zip(rows[:2], (slice(0, 15), slice(15, 25)), strict=True):
+        assert row["train/loss"] == pytest.approx(np.mean(losses[part]), rel=1e-6)
+        assert row["train/accuracy"] == pytest.approx(np.mean(accuracies[part]), rel=1e-6)
+        assert row["train/tasks_per_second"] == pytest.approx(5 / row["train/seconds_per_iteration"])
+    assert rows[2] == {"iteration": 5, "val/accuracy": 0.5}
+
+
+def test_metrics_of_an_algorithm_are_logged():
+    rows = Recorder(new_training(meta_sgd, iterations=1), accuracies=[0.5]).run().rows
+    assert rows[0]["train/inner_lr"] == pytest.approx(0.1)
+
+
+# --- schedule and clipping
+
+
+def rates(**changes: Any) -> list[float]:
+    """The learning rate that each step really uses."""
+    done, used = exact_training(chunk=5, lr=0.2, meta_batch=1, **changes), []
+    step = done.optimizer.step
+
+    def remembering(*arguments: Any) -> Any:
+        used.append(done.optimizer.param_groups[0]["lr"])
+        return step(*arguments)
+
+    done.optimizer.step = remembering
+    for _ in range(changes["iterations"]):
+        done.step()
+    return used
+
+
+def torchs(schedule: Callable[[torch.optim.Optimizer], Any], iterations: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    scheduler, used = schedule(optimizer), []
+    for _ in range(iterations):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return used
+
+
+def test_the_schedules_are_torchs_and_their_formulas():
+    assert rates(iterations=4) == [0.2] * 4
+    cosine = rates(iterations=8, schedule="cosine")
+    assert cosine == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=8), 8))
+    assert cosine == pytest.approx([0.1 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+    step = rates(iterations=8, schedule="step", step_every=3, step_factor=0.5)
+    assert step == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.StepLR(opt, 3, 0.5), 8))
+    assert step == pytest.approx([0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
+
+
+def test_cosine_ends_at_zero_and_stays_there():
+    factor = rate_factor(train_settings(iterations=10, schedule="cosine"))
+    assert factor(0) == 1
+    assert factor(10) == pytest.approx(0)
+    assert factor(25) == pytest.approx(0)
+
+
+def moved(clip: float | None) -> torch.Tensor:
+    done = exact_training(chunk=5, lr=1.0, clip_grad_norm=clip)
+    before = torch.cat([each.detach().flatten().clone() for each in done.algorithm.parameters()])
+    done.step()
+    return torch.cat([each.detach().flatten() for each in done.algorithm.parameters()]) - before
+
+
+def test_clipping_shortens_the_gradient_of_all_parameters_together():
+    free = moved(None)
+    norm = free.norm().item()
+    assert moved(norm / 10).norm().item() == pytest.approx(norm / 10, rel=1e-4)
+    torch.testing.assert_close(moved(norm / 10), free / 10, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(moved(norm * 10), free)
+
+
+# --- stopping
+
+
+def test_validations_checkpoints_and_the_best():
+    recorder = Recorder(new_training(protonet, iterations=9, val_every=2), accuracies=[0.3, 0.5, 0.5, 0.4, 0.6]).run()
+    assert recorder.saved == [(2, True), (4, True), (6, False), (8, False), (9, True)]
+    assert [row["iteration"] for row in recorder.rows if "val/accuracy" in row] == [2, 4, 6, 8, 9]
+    progress = recorder.training.progress
+    assert (progress.best_accuracy, progress.best_iteration, progress.stale, progress.iteration) == (0.6, 9, 0, 9)
+
+
+def test_the_last_iteration_is_validated_once():
+    recorder = Recorder(new_training(protonet, iterations=4, val_every=2), accuracies=[0.3, 0.2]).run()
+    assert recorder.saved == [(2, True), (4, False)]
+
+
+def test_patience_stops_after_so_many_validations_without_improvement():
+    accuracies = [0.3, 0.5, 0.5, 0.4, 0.9]
+    recorder = Recorder(new_training(protonet, iterations=100, val_every=1, patience=2), accuracies=accuracies).run()
+    assert recorder.training.progress.iteration == 4
+    assert accuracies == [0.9]
+    patient = Recorder(new_training(protonet, iterations=5, val_every=1), accuracies=[0.3, 0.2, 0.2, 0.2, 0.2]).run()
+    assert patient.training.progress.iteration == 5
+
+
+class Clock:
+    """Time that passes when a step reads it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def perf_counter(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+def test_max_minutes_stops_and_validates(monkeypatch):
+    monkeypatch.setattr(training, "time", Clock(20.0))
+    recorder = Recorder(new_training(protonet, iterations=100, max_minutes=1.5), accuracies=[0.5] * 9).run()
+    progress = recorder.training.progress
+    assert progress.seconds >= 90
+    assert progress.iteration == 5  # 20 seconds each
+    assert recorder.saved[-1][0] == 5
+    row = next(row for row in recorder.rows if "train/loss" in row)
+    assert row["train/seconds_per_iteration"] == pytest.approx(20)
+    assert row["train/tasks_per_second"] == pytest.approx(3 / 20)
+
+
+def test_minutes_count_across_a_resumption(monkeypatch):
+    monkeypatch.setattr(training, "time", Clock(20.0))
+    first = new_training(protonet, iterations=2, max_minutes=1.5)
+    Recorder(first, accuracies=[0.5]).run()
+    second = new_training(protonet, iterations=100, max_minutes=1.5)
+    second.load_state_dict(first.state_dict())
+    Recorder(second, accuracies=[0.5] * 9).run()
+    assert second.progress.iteration == 5
+
+
+def test_seconds_left():
+    done = new_training(protonet, iterations=100, max_minutes=None)
+    done.progress.iteration = 90
+    assert done.seconds_left(2.0) == 20
+    done = new_training(protonet, iterations=100, max_minutes=1)
+    done.progress.seconds = 55.0
+    assert done.seconds_left(2.0) == 5
+    done.progress.seconds = 70.0
+    assert done.seconds_left(2.0) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_one_line_and_saves_nothing(value, monkeypatch):
+    done = new_training(protonet)
+    loss = done.algorithm.loss
+
+    def diverging(episodes: Episodes) -> Step:
+        step = loss(episodes)
+        factor = value if done.progress.iteration == 1 else 1.0
+        return Step(step.loss * factor, step.logits)
+
+    monkeypatch.setattr(done.algorithm, "loss", diverging)
+    recorder = Recorder(done, accuracies=[0.5])
+    with pytest.raises(FslError, match=r"train: the loss is (nan|inf) at iteration 3 \(lower algo.inner_lr or train.opt"):
+        recorder.run()
+    assert (recorder.rows, recorder.saved) == ([], [])
+
+
+# --- evaluation
+
+
+@pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_evaluate_scores_each_episode_as_the_slow_loop_does(make):
+    torch.manual_seed(0)
+    algorithm, sampler = make(), EpisodeSampler(striped_classes(seed=1), "test", TASK, 0)
+    scores = evaluate(algorithm, sampler, 11, Hardware(torch.device("cpu"), "fp32", 4))
+    algorithm.eval()
+    for index in range(11):
+        episode = sampler.batch(index, 1)
+        probabilities = algorithm.predict(episode)[0].double().softmax(-1)
+        right = [int(row.argmax() == label) for row, label in zip(probabilities, episode.query_y[0], strict=True)]
+        loss = [-math.log(row[label]) for row, label in zip(probabilities.tolist(), episode.query_y[0], strict=True)]
+        assert scores.accuracy[index] == np.mean(right)
+        assert scores.loss[index] == pytest.approx(np.mean(loss), rel=1e-4)
+    assert scores.accuracy.dtype == scores.loss.dtype == np.float64
+    assert len(set(scores.accuracy)) > 2
+
+
+@pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_evaluate_does_not_depend_on_the_chunk(make, chunk):
+    torch.manual_seed(0)
+    algorithm, sampler = make(), EpisodeSampler(striped_classes(seed=1), "test", TASK, 0)
+    counted: list[int] = []
+    scores = evaluate(algorithm, sampler, 20, Hardware(torch.device("cpu"), "fp32", chunk), counted.append)
+    reference = evaluate(algorithm, sampler, 20, CPU)
+    assert np.array_equal(scores.accuracy, reference.accuracy)
+    np.testing.assert_allclose(scores.loss, reference.loss, rtol=1e-4)
+    assert sum(counted) == 20
+    assert max(counted) == min(chunk, 20)
+
+
+@pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluate_leaves_no_trace(make, mode):
+    algorithm = make().train(mode)
+    before = everything(algorithm)
+    evaluate(algorithm, EpisodeSampler(striped_classes(seed=1), "test", TASK, 0), 5, CPU)
+    assert is_same(everything(algorithm), before)
+
+
+def test_evaluate_restores_the_mode_when_it_fails(monkeypatch):
+    algorithm = protonet().train()
+    monkeypatch.setattr(algorithm, "predict", lambda episodes: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(algorithm, EpisodeSampler(striped_classes(), "test", TASK, 0), 5, CPU)
+    assert algorithm.training
+
+
+@pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_bf16_computes_in_bf16_and_keeps_the_weights_in_fp32(make):
+    done = new_training(make, iterations=2)
+    reference = new_training(make, iterations=2)
+    done.hardware = Hardware(torch.device("cpu"), "bf16", 2)
+    Recorder(done, accuracies=[0.5]).run()
+    Recorder(reference, accuracies=[0.5]).run()
+    assert {value.dtype for value in done.algorithm.parameters()} == {torch.float32}
+    for mine, exact in zip(done.algorithm.parameters(), reference.algorithm.parameters(), strict=True):
+        torch.testing.assert_close(mine, exact, rtol=0.1, atol=0.05)
+    assert not is_same(done.algorithm.state_dict(), reference.algorithm.state_dict())
+    sampler = EpisodeSampler(striped_classes(seed=1), "test", TASK, 0)
+    scores = evaluate(done.algorithm, sampler, 30, done.hardware)
+    assert scores.accuracy.dtype == np.float64
+    assert abs(scores.accuracy.mean() - evaluate(done.algorithm, sampler, 30, CPU).accuracy.mean()) < 0.1
