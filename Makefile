@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TOOLS := .tools
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 READY := $(VENV)/.ready
+PIP := --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore
+BOOT := $(TOOLS)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint typecheck clean
@@ -39,4 +41,6 @@ $(READY): pyproject.toml | $(UV)
 
 $(TOOLS)/bin/uv:
 	@echo "fetching uv into $(TOOLS)/"
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --target $(TOOLS) uv
+	@$(PYTHON) -m pip install $(PIP) --target $(TOOLS) uv || \
+	{ echo "$(PYTHON) has no pip that works: trying a virtual environment"; \
+	$(PYTHON) -m venv --clear $(TOOLS) && $(BOOT) -m pip install $(PIP) uv; }
