@@ -105,7 +105,6 @@ SCHEDULE = {"schedule": "cosine", "clip_grad_norm": 1.0}
 
 @pytest.fixture(scope="module", params=ALGORITHMS.values(), ids=ALGORITHMS)
 def uninterrupted(request) -> tuple[Callable[[], Algorithm], Recorder]:
-    torch.set_num_threads(1)
     return request.param, Recorder(new_training(request.param, **SCHEDULE)).run()
 
 
@@ -317,13 +316,7 @@ def test_metrics_of_an_algorithm_are_logged():
 def rates(**changes: Any) -> list[float]:
     """The learning rate that each step really uses."""
     done, used = exact_training(chunk=5, lr=0.2, meta_batch=1, **changes), []
-    step = done.optimizer.step
-
-    def remembering(*arguments: Any) -> Any:
-        used.append(done.optimizer.param_groups[0]["lr"])
-        return step(*arguments)
-
-    done.optimizer.step = remembering
+    done.optimizer.register_step_pre_hook(lambda optimizer, *ignored: used.append(optimizer.param_groups[0]["lr"]))
     for _ in range(changes["iterations"]):
         done.step()
     return used
