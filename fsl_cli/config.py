@@ -108,7 +108,7 @@ class Settings(Section):
     eval: EvalSettings
     hardware: HardwareSettings
     wandb: WandbSettings
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)  # what torch's generators take
     data_dir: Path
     cache_dir: Path
     resume: Annotated[Literal[False] | str, AfterValidator(_known_resume)]

@@ -187,6 +187,7 @@ def test_all_problems_are_reported_together_with_close_matches(default):
     [
         *(("task__shots", value) for value in (0, -1, 1.5, "one", None, [1])),
         ("task__queries", 0),
+        ("seed", 2**63),
         ("train__meta_batch", 0),
         ("train__max_minutes", 0),
         ("train__step_factor", 1.1),

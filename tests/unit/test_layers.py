@@ -120,7 +120,7 @@ def test_each_servant_has_few_masters():
     assert users("hydra") <= of("overrides", "commands.train", "commands.eval")
     assert users("omegaconf") <= of("overrides", "config", "run_folder", "commands.train", "commands.eval")
     assert users("learn2learn") == set()  # by name only, through fsl_cli.optional
-    assert users("wandb") and users("hydra") and users("omegaconf")
+    assert all(users(each) for each in ("wandb", "hydra", "omegaconf"))
 
 
 @pytest.mark.parametrize(
