@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -53,8 +54,20 @@ def find_wandb(folder: Path) -> Path:
     return path
 
 
-def read_wandb(path: Path) -> WandbFile:
-    """Read a ``.wandb`` file, or that of a run folder."""
+def read_wandb(path: Path, patience: float = 20.0) -> WandbFile:
+    """Read a ``.wandb`` file, or that of a run folder.
+
+    W&B's service may write the end of the file a moment after ``run.finish()`` has returned, hence the patience.
+    """
+    deadline = time.monotonic() + patience
+    content = _read(path)
+    while content.exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        content = _read(path)
+    return content
+
+
+def _read(path: Path) -> WandbFile:
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = WandbFile()
