@@ -35,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         _hydra_main([*flags, *words], outcomes)
         return 0
     folder = _check_everything(words, multirun)
+    if multirun and not any(word.startswith("hydra.sweep.dir=") for word in words):
+        words.append(f"hydra.sweep.dir='{folder}'")  # Hydra would read the clock again
     try:
         _hydra_main([*flags, *words], outcomes)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -100,3 +101,20 @@ def test_an_interruption_stops_the_sweep_and_the_table_says_so(fsl, tmp_path, mo
     with (folder / "results.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["state"].startswith("interrupted")
+
+
+def test_the_table_is_where_the_jobs_are_however_long_the_checks_take(fsl, tmp_path, monkeypatch):
+    from fsl_cli.commands import train
+
+    check = train._check_everything
+
+    def slow(*arguments):
+        folder = check(*arguments)
+        time.sleep(1.1)  # the clock in the folder's name moves on
+        return folder
+
+    monkeypatch.setattr(train, "_check_everything", slow)
+    outcome = fsl("train", "-m", *merged(("seed=0,1",)))
+    assert outcome.code == 0, outcome.err
+    (folder,) = (tmp_path / "outputs/sweep").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"0", "1", "multirun.yaml", "results.md", "results.csv"}
