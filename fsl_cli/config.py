@@ -76,7 +76,7 @@ class HardwareSettings(Section):
     precision: Literal["fp32", "bf16"]
     threads: int | None = Field(ge=1)
     deterministic: bool
-    engine: Literal["auto", "loop", "vmap", "learn2learn"]
+    engine: Literal["auto", "fast", "vmap", "loop", "learn2learn"]
     task_chunk: Literal["auto"] | Annotated[int, Field(ge=1)]
 
 

@@ -16,7 +16,7 @@ import torch
 from fsl_cli.errors import FslError
 
 _DEFAULT_THREADS = torch.get_num_threads()
-_CHUNK_CPU, _CHUNK_GPU = 8, 64  # 8 tasks of Omniglot's size stay in a processor's cache
+_CHUNK_CPU, _CHUNK_GPU = 16, 64  # 16 tasks of Omniglot's size stay in a processor's cache
 
 
 @dataclass(frozen=True)

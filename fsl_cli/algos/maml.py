@@ -54,6 +54,7 @@ class MAML(Algorithm):
         adapt: what the inner loop moves: all, the head (ANIL) or the body (BOIL).
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
+        checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
 
     Raises:
         FslError: the engine cannot run this inner loop.
@@ -74,6 +75,7 @@ class MAML(Algorithm):
         adapt: Adapt = "all",
         batch_norm: BatchNormMode = "transductive",
         train_queries: Annotated[int, Ge(1)] | None = None,
+        checkpoint_inner: bool = False,
     ) -> None:
         super().__init__()
         self.net = Classifier(backbone, features, ways)
@@ -88,6 +90,7 @@ class MAML(Algorithm):
         self.adapt = adapt
         self.transductive = batch_norm == "transductive"
         self.train_queries = train_queries
+        self.checkpoint_inner = checkpoint_inner
         self._engine = ENGINES[engine]
         self._engine.check(self._inner_loop(ways))
 
@@ -120,7 +123,9 @@ class MAML(Algorithm):
         step_sizes = self.step_sizes()
         if ways != self.net.head.out_features:
             step_sizes = {name: _for_ways(name, alpha, ways) for name, alpha in step_sizes.items()}
-        return InnerLoop(self.net.with_ways(ways), self.adapt, step_sizes, self.first_order, self.transductive)
+        return InnerLoop(
+            self.net.with_ways(ways), self.adapt, step_sizes, self.first_order, self.transductive, self.checkpoint_inner
+        )
 
 
 def _for_ways(name: str, alpha: Tensor | float, ways: int) -> Tensor | float:

@@ -9,16 +9,17 @@ et al. 2016 and ProtoNet (Snell et al. 2017), PyTorch's initialisation. On 28x28
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Annotated, Literal
 
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import nn
 
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.errors import FslError
 
 
-class Conv4(nn.Module):
+class Conv4(nn.Sequential):
     """Images ``[B, C, H, W]`` to features ``[B, filters]`` (stride) or ``[B, filters * H//16 * W//16]`` (max_pool).
 
     Args:
@@ -37,7 +38,6 @@ class Conv4(nn.Module):
         filters: Annotated[int, Ge(1)] = 64,
         downsample: Literal["stride", "max_pool"] = "stride",
     ) -> None:
-        super().__init__()
         channels, height, width = image_shape
         if downsample == "max_pool" and min(height, width) < 16:
             raise FslError(
@@ -46,18 +46,15 @@ class Conv4(nn.Module):
                 hint="use images of at least 16x16, or downsample=stride",
             )
         inputs = [channels, filters, filters, filters]
-        self.blocks = nn.Sequential(*(_block(each, filters, downsample) for each in inputs))
-        self.pool = nn.AdaptiveAvgPool2d(1) if downsample == "stride" else nn.Identity()
+        blocks = nn.Sequential(*(_block(each, filters, downsample) for each in inputs))
+        pool = nn.AdaptiveAvgPool2d(1) if downsample == "stride" else nn.Identity()
+        super().__init__(OrderedDict(blocks=blocks, pool=pool, flatten=nn.Flatten()))
         if downsample == "stride":
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d):
                     nn.init.xavier_uniform_(layer.weight)
                     if layer.bias is not None:
                         nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch of images."""
-        return self.pool(self.blocks(x)).flatten(1)
 
 
 def _block(inputs: int, filters: int, downsample: str) -> nn.Sequential:

@@ -9,13 +9,13 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.errors import FslError
 
 
-class MLP(nn.Module):
+class MLP(nn.Sequential):
     """Images ``[B, C, H, W]`` to features ``[B, widths[-1]]``: linear, batch normalisation, ReLU for every width.
 
     Args:
@@ -27,15 +27,10 @@ class MLP(nn.Module):
     """
 
     def __init__(self, image_shape: tuple[int, int, int], *, widths: Sequence[int] = (256, 128, 64, 64)) -> None:
-        super().__init__()
         if not widths or min(widths) < 1:
             raise FslError(f"{list(widths)} is no list of layer widths", where="backbone.widths", hint="e.g. [256,64]")
         sizes = [math.prod(image_shape), *widths]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), BatchNorm(outputs), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch of images."""
-        return self.layers(x)
+        super().__init__(*layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,22 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsl_cli.backbones.batch_norm import statistics_from
-from fsl_cli.inner.adaptation import GradientFunction, Parameters, adapt
+from fsl_cli.inner.adaptation import GradientOf, Parameters, adapt
 
 Adapt = Literal["all", "head", "body"]
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Sequential):
     """A backbone (``body``) with a linear ``head``, images ``[B, C, H, W]`` to logits ``[B, ways]``."""
 
-    def __init__(self, body: nn.Module, features: int, ways: int) -> None:
-        super().__init__()
-        self.body = body
-        self.head = nn.Linear(features, ways)
+    body: nn.Module
+    head: nn.Linear
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch of images."""
-        return self.head(self.body(x))
+    def __init__(self, body: nn.Module, features: int, ways: int) -> None:
+        super().__init__(OrderedDict(body=body, head=nn.Linear(features, ways)))
 
     def with_ways(self, ways: int) -> Classifier:
         """Give the classifier another number of ways: the same body, every row of the head the mean of the rows here.
@@ -67,6 +65,7 @@ class InnerLoop:
         first_order: treat inner gradients as constants.
         transductive: queries are normalised by the statistics of the query batch; otherwise by those of the support
             set, so that a query's logits do not depend on the other queries (MetaBN, Bronskill et al. 2020).
+        checkpoint: trade time for memory, see `adapt`.
     """
 
     net: Classifier
@@ -74,9 +73,10 @@ class InnerLoop:
     step_sizes: Mapping[str, Tensor | float]
     first_order: bool
     transductive: bool
+    checkpoint: bool = False
 
     def query_logits(
-        self, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: int, gradient: GradientFunction
+        self, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: int, gradient_of: GradientOf
     ) -> Tensor:
         """Adapt to one support set and return the logits of its queries.
 
@@ -85,38 +85,45 @@ class InnerLoop:
             support_y: int64 ``[N*K]``.
             query_x: ``[N*Q, C, H, W]``.
             steps: inner steps.
-            gradient: see `adapt`.
+            gradient_of: how to differentiate, `autograd_gradient` or `functional_gradient`.
 
         Returns:
             ``[N*Q, N]``.
         """
-        module: nn.Module = self.net
-        step_sizes = self.step_sizes
-        if self.which == "head":  # the features do not change while the head adapts: compute them once
-            support_x, query_x = self.outputs(self.net.body, support_x, query_x)
-            module = self.net.head
-            step_sizes = {name.removeprefix("head."): alpha for name, alpha in step_sizes.items()}
+        module, step_sizes = self.adapted_part()
+        if module is self.net.head:  # the features do not change while the head adapts: compute them once
+            support_x, query_x = self.net.body(support_x), self.query_outputs(self.net.body, self.net.body, support_x, query_x)
         parameters: Parameters = dict(module.named_parameters())
-        adapted = {name: theta for name, theta in parameters.items() if name in step_sizes}
-        fixed = {name: theta for name, theta in parameters.items() if name not in step_sizes}
+        adapted = {name: parameters[name] for name in step_sizes}
 
-        def support_loss(parameters: Parameters) -> Tensor:
-            return F.cross_entropy(torch.func.functional_call(module, fixed | parameters, support_x), support_y)
+        def support_loss(adapted: Parameters) -> Tensor:
+            return F.cross_entropy(torch.func.functional_call(module, parameters | adapted, support_x), support_y)
 
-        adapted = adapt(support_loss, adapted, step_sizes, steps, gradient, first_order=self.first_order)
-        forward = partial(torch.func.functional_call, module, fixed | adapted)
-        return self.query_outputs(module, support_x, query_x, forward)
+        gradient = partial(gradient_of, support_loss, first_order=self.first_order)
+        adapted = adapt(gradient, adapted, step_sizes, steps, checkpoint=self.checkpoint)
+        forward = partial(torch.func.functional_call, module, parameters | adapted)
+        return self.query_outputs(module, forward, support_x, query_x)
 
-    def outputs(self, module: nn.Module, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
-        """``module`` of the support images, normalised by their own statistics, and of the queries."""
-        return module(support_x), self.query_outputs(module, support_x, query_x)
+    def adapted_part(self) -> tuple[nn.Module, Mapping[str, Tensor | float]]:
+        """The module that the steps run through, and alpha by the names of its adapted parameters."""
+        if self.which != "head":
+            return self.net, self.step_sizes
+        return self.net.head, {name.removeprefix("head."): alpha for name, alpha in self.step_sizes.items()}
 
     def query_outputs(
-        self, module: nn.Module, support_x: Tensor, query_x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+        self, module: nn.Module, forward: Callable[[Tensor], Tensor], support_x: Tensor, query_x: Tensor, axis: int = 0
     ) -> Tensor:
-        """``module`` of the queries, normalised as ``transductive`` says; ``forward`` runs it with other parameters."""
-        forward = forward or module
+        """Outputs for the queries, normalised as ``transductive`` says.
+
+        Args:
+            module: the module that ``forward`` runs, whose batch normalisation is meant.
+            forward: inputs to outputs.
+            support_x: support images or features.
+            query_x: query images or features.
+            axis: the axis over images.
+        """
         if self.transductive:
             return forward(query_x)
-        with statistics_from(module, "first_rows", rows=len(support_x)):
-            return forward(torch.cat([support_x, query_x]))[len(support_x) :]
+        shots = support_x.shape[axis]
+        with statistics_from(module, "first_rows", rows=shots):
+            return forward(torch.cat([support_x, query_x], axis)).narrow(axis, shots, query_x.shape[axis])

@@ -29,8 +29,10 @@ def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tens
 
 
 def check_supported(inner: InnerLoop) -> None:
-    """Raise `FslError` if learn2learn is missing, and for what it does not do: adapt the body alone, a rate per layer."""
+    """Raise `FslError` if learn2learn is missing, and for what it does not do."""
     learn2learn("algorithms.maml", needed_for="hardware.engine=learn2learn")
+    if inner.checkpoint:
+        raise _unsupported("algo.checkpoint_inner=true", "checkpoint_inner=false")
     if inner.which == "body":
         raise _unsupported("algo.adapt=body", "adapt=all or head")
     learned = [alpha for alpha in inner.step_sizes.values() if isinstance(alpha, Tensor)]
@@ -39,18 +41,18 @@ def check_supported(inner: InnerLoop) -> None:
 
 
 def _unsupported(what: str, valid: str) -> FslError:
-    return FslError(f"learn2learn has no {what}", where="hardware.engine=learn2learn", hint=f"use {valid}, or engine=vmap")
+    return FslError(f"learn2learn has no {what}", where="hardware.engine=learn2learn", hint=f"use {valid}, or engine=auto")
 
 
 def _one_task(inner: InnerLoop, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: int) -> Tensor:
-    module: nn.Module = inner.net
-    if inner.which == "head":
-        support_x, query_x = inner.outputs(inner.net.body, support_x, query_x)
-        module = inner.net.head
+    module, _ = inner.adapted_part()
+    if module is inner.net.head:
+        body = inner.net.body
+        support_x, query_x = body(support_x), inner.query_outputs(body, body, support_x, query_x)
     learner: Any = _wrap(inner, module).clone()
     for _ in range(steps):
         learner.adapt(F.cross_entropy(learner(support_x), support_y))
-    return inner.query_outputs(learner, support_x, query_x)
+    return inner.query_outputs(learner, learner, support_x, query_x)
 
 
 def _wrap(inner: InnerLoop, module: nn.Module) -> Any:

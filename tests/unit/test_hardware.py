@@ -117,7 +117,7 @@ def test_denormal_numbers_are_flushed():
 
 
 @pytest.mark.parametrize(
-    ("device", "chunk", "expected"), [("cpu", "auto", 8), ("cuda", "auto", 64), ("mps", "auto", 64), ("cpu", 3, 3)], ids=str
+    ("device", "chunk", "expected"), [("cpu", "auto", 16), ("cuda", "auto", 64), ("mps", "auto", 64), ("cpu", 3, 3)], ids=str
 )
 def test_episodes_computed_at_once(machine, device, chunk, expected):
     machine(1, True)

@@ -1,0 +1,262 @@
+"""Layers for many tasks at once, with first and second derivatives written out.
+
+A layer sees T tasks together, as ``[T, B, H, W, C]`` or ``[T, B, D]``; a weight is shared by the tasks, ``[...]``, or each
+task has its own, ``[T, ...]``. Beside forward and backward, a layer has the tangents of both: how they change when inputs
+and weights move along a direction. Forward over reverse, they make the product of a Hessian with a vector (Pearlmutter
+1994, "Fast exact multiplication by the Hessian") at twice the price of a gradient, without a graph.
+
+Notation: ``x`` input, ``y`` output, ``w`` weights by name; ``dy`` the derivative of the loss by y; ``tx`` the tangent (the
+derivative along the direction) of x, None where x does not move.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsl_cli.inner.products import multiply, outer, rows, to_shape_of
+
+Weights = Mapping[str, Tensor]
+Saved = dict[str, Any]
+
+
+class Layer(ABC):
+    """One layer of a network."""
+
+    @abstractmethod
+    def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
+        """Output; leaves in ``saved`` what the other methods need."""
+
+    @abstractmethod
+    def backward(self, w: Weights, dy: Tensor, saved: Saved, dw: Saved, *, need_dx: bool) -> Tensor | None:
+        """Derivative by x if needed; leaves in ``dw`` the derivatives by the weights, one for each task."""
+
+    @abstractmethod
+    def forward_tangent(self, w: Weights, tw: Weights, tx: Tensor | None, saved: Saved) -> Tensor | None:
+        """Tangent of `forward`; a weight without an entry in ``tw`` does not move."""
+
+    @abstractmethod
+    def backward_tangent(
+        self, w: Weights, tw: Weights, tdy: Tensor, saved: Saved, tdw: Saved, *, need_dx: bool
+    ) -> Tensor | None:
+        """Tangent of `backward`; leaves in ``tdw`` the tangents of the derivatives, in the shapes of ``w``."""
+
+
+class Product(Layer):
+    """Matrix product of the last axis with a weight ``[K, F]``, plus a bias ``[1, F]``.
+
+    Args:
+        weight: name of the weight.
+        bias: name of the bias; None: there is none.
+    """
+
+    def __init__(self, weight: str, bias: str | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
+        """``y = x W + b``."""
+        saved["x"] = x
+        y = multiply(rows(x), w[self.weight])
+        if self.bias is not None:
+            y += w[self.bias]
+        return y.view(*x.shape[:-1], -1)
+
+    def backward(self, w: Weights, dy: Tensor, saved: Saved, dw: Saved, *, need_dx: bool) -> Tensor | None:
+        """``dW = x' dy``, ``db = sum dy``, ``dx = dy W'``."""
+        x = saved["x"]
+        dy = saved["dy"] = rows(dy)
+        dw[self.weight] = multiply(rows(x).mT, dy)
+        if self.bias is not None:
+            dw[self.bias] = dy.sum(1, keepdim=True)
+        return multiply(dy, w[self.weight].mT).view(x.shape) if need_dx else None
+
+    def forward_tangent(self, w: Weights, tw: Weights, tx: Tensor | None, saved: Saved) -> Tensor | None:
+        """``ty = tx W + x tW + tb``."""
+        x, ty = saved["x"], None
+        if tx is not None:
+            saved["tx"] = tx
+            ty = multiply(rows(tx), w[self.weight])
+        if self.weight in tw:
+            ty = multiply(rows(x), tw[self.weight], plus=ty)
+        if self.bias is not None and self.bias in tw:
+            ty = tw[self.bias].expand(-1, rows(x).shape[1], -1) if ty is None else ty.add_(tw[self.bias])
+        return None if ty is None else ty.view(*x.shape[:-1], -1)
+
+    def backward_tangent(
+        self, w: Weights, tw: Weights, tdy: Tensor, saved: Saved, tdw: Saved, *, need_dx: bool
+    ) -> Tensor | None:
+        """``tdW = x' tdy + tx' dy``, ``tdb = sum tdy``, ``tdx = tdy W' + dy tW'``."""
+        x, dy, weight = saved["x"], saved["dy"], w[self.weight]
+        tdy = rows(tdy)
+        found = outer(rows(x), tdy, weight)
+        tdw[self.weight] = outer(rows(saved["tx"]), dy, weight, plus=found) if "tx" in saved else found
+        if self.bias is not None:
+            tdw[self.bias] = to_shape_of(w[self.bias], tdy.sum(1, keepdim=True))
+        if not need_dx:
+            return None
+        tdx = multiply(tdy, weight.mT)
+        return (multiply(dy, tw[self.weight].mT, plus=tdx) if self.weight in tw else tdx).view(x.shape)
+
+
+class PiecewiseLinear(Layer):
+    """A layer without weights that is linear wherever it can be differentiated, so that it is its own tangent."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, saved: Saved) -> Tensor:
+        """The linear map at the point where `forward` was."""
+
+    @abstractmethod
+    def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
+        """Its transpose."""
+
+    def backward(self, w: Weights, dy: Tensor, saved: Saved, dw: Saved, *, need_dx: bool) -> Tensor | None:
+        """The transposed map."""
+        return self.adjoint(dy, saved) if need_dx else None
+
+    def forward_tangent(self, w: Weights, tw: Weights, tx: Tensor | None, saved: Saved) -> Tensor | None:
+        """The map itself."""
+        return None if tx is None else self.linear(tx, saved)
+
+    def backward_tangent(
+        self, w: Weights, tw: Weights, tdy: Tensor, saved: Saved, tdw: Saved, *, need_dx: bool
+    ) -> Tensor | None:
+        """The transposed map."""
+        return self.adjoint(tdy, saved) if need_dx else None
+
+
+class Windows(PiecewiseLinear):
+    """What a convolution sees (im2col): ``[T, B, H, W, C]`` to ``[T, B, H', W', k*k*C]``, padded with zeros.
+
+    Args:
+        kernel: height and width of a window.
+        stride: distance of windows, down and right.
+        padding: rows of zeros above and below, columns left and right.
+    """
+
+    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> None:
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
+        """Copy every window."""
+        saved["size"] = x.shape[2:4]
+        return self.linear(x, saved)
+
+    def linear(self, x: Tensor, saved: Saved) -> Tensor:
+        """Copy every window."""
+        (top, left), (down, right) = self.padding, self.stride
+        padded = F.pad(x, (0, 0, left, left, top, top)).contiguous()
+        tasks, images, height, width, channels = padded.shape
+        outputs = ((height - self.kernel[0]) // down + 1, (width - self.kernel[1]) // right + 1)
+        task, image, row, column, channel = padded.stride()
+        windows = padded.as_strided(
+            (tasks, images, *outputs, *self.kernel, channels),
+            (task, image, down * row, right * column, row, column, channel),
+        )
+        return windows.reshape(tasks, images, *outputs, -1)
+
+    def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
+        """Add every window to the place it came from (col2im)."""
+        height, width = saved["size"]
+        windows = dy.unflatten(-1, (*self.kernel, -1))
+        dx = dy.new_zeros(*dy.shape[:2], height, width, windows.shape[-1])
+        for i in range(self.kernel[0]):
+            there, here = _overlap(i - self.padding[0], self.stride[0], dy.shape[2], height)
+            for j in range(self.kernel[1]):
+                right, left = _overlap(j - self.padding[1], self.stride[1], dy.shape[3], width)
+                dx[:, :, here, left] += windows[:, :, there, right, i, j]
+        return dx
+
+
+def _overlap(offset: int, stride: int, windows: int, size: int) -> tuple[slice, slice]:
+    """Windows whose pixel at ``offset`` lies inside the image, and where it lies."""
+    first = -(-max(0, -offset) // stride)
+    last = min(windows - 1, (size - 1 - offset) // stride)
+    return slice(first, last + 1), slice(first * stride + offset, last * stride + offset + 1, stride)
+
+
+class Flatten(PiecewiseLinear):
+    """``[T, B, H, W, C]`` to ``[T, B, C*H*W]``, in the order of `torch.nn.Flatten`."""
+
+    def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
+        """Put all axes of an image into one."""
+        saved["size"] = x.shape[2:4]
+        return self.linear(x, saved)
+
+    def linear(self, x: Tensor, saved: Saved) -> Tensor:
+        """Put all axes of an image into one."""
+        return x.movedim(-1, 2).flatten(2)
+
+    def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
+        """Take them apart again."""
+        height, width = saved["size"]
+        return dy.unflatten(-1, (-1, height, width)).movedim(2, -1)
+
+
+class MeanOverPositions(PiecewiseLinear):
+    """``[T, B, H, W, C]`` to ``[T, B, 1, 1, C]``."""
+
+    def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
+        """Mean over height and width."""
+        saved["size"] = x.shape[2:4]
+        return self.linear(x, saved)
+
+    def linear(self, x: Tensor, saved: Saved) -> Tensor:
+        """Mean over height and width."""
+        return x.mean((2, 3), keepdim=True)
+
+    def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
+        """An equal share for every position."""
+        height, width = saved["size"]
+        return (dy / (height * width)).expand(-1, -1, height, width, -1)
+
+
+class ReLU(PiecewiseLinear):
+    """``max(x, 0)``."""
+
+    def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
+        """``max(x, 0)``."""
+        saved["positive"] = x > 0
+        return x * saved["positive"]
+
+    def linear(self, x: Tensor, saved: Saved) -> Tensor:
+        """Pass what was positive."""
+        return x * saved["positive"]
+
+    def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
+        """Pass what was positive."""
+        return dy * saved["positive"]
+
+
+class MaxPool(PiecewiseLinear):
+    """Largest value of every ``k x k`` window of ``[T, B, H, W, C]``.
+
+    Args:
+        kernel, stride, padding: as for `torch.nn.MaxPool2d`.
+    """
+
+    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> None:
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
+        """Largest values; remembers where they were."""
+        images = x.flatten(0, 1).permute(0, 3, 1, 2)
+        y, where = F.max_pool2d(images, self.kernel, self.stride, self.padding, return_indices=True)
+        saved["where"] = where.permute(0, 2, 3, 1).flatten(1, 2)
+        saved["size"], saved["outputs"] = x.shape[2:4], y.shape[2:]
+        return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+    def linear(self, x: Tensor, saved: Saved) -> Tensor:
+        """The values at those places."""
+        found = x.flatten(0, 1).flatten(1, 2).gather(1, saved["where"])
+        return found.view(*x.shape[:2], *saved["outputs"], -1)
+
+    def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
+        """Back to those places, zero elsewhere."""
+        height, width = saved["size"]
+        dx = dy.new_zeros(dy.shape[0] * dy.shape[1], height * width, dy.shape[-1])
+        dx.scatter_add_(1, saved["where"], dy.flatten(0, 1).flatten(1, 2))
+        return dx.view(*dy.shape[:2], height, width, -1)
