@@ -207,7 +207,7 @@ def test_a_network_without_such_layers_is_refused_by_name_and_left_to_vmap_by_au
     assert found[0] == found[1]
 
 
-def test_resnet12_trains_through_auto():
+def test_resnet12_is_left_to_vmap():
     pytest.importorskip("learn2learn")
     assert network_of(ResNet12((3, 16, 16))) is None
 

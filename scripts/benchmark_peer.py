@@ -1,0 +1,122 @@
+"""The side of `scripts/benchmark.py` that is learn2learn 0.2.0, used the way its own examples use it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from fsl_cli.datasets.class_images import ClassImages
+from fsl_cli.episodes import Episodes, Task
+from fsl_cli.optional import learn2learn
+
+
+def imported(module: str) -> Any:
+    """``learn2learn.<module>``."""
+    return learn2learn(module, needed_for="scripts/benchmark.py")
+
+
+def omniglot_net(classifier: nn.Module, ways: int, device: torch.device) -> Any:
+    """Its network for Omniglot, with the weights of ``classifier``."""
+    net = imported("vision.models").OmniglotCNN(ways)
+    mine = dict(classifier.named_parameters())
+    with torch.no_grad():
+        for index, block in enumerate(net.base):
+            for layer, theirs in ((0, block.conv), (1, block.normalize)):
+                for name in ("weight", "bias"):
+                    getattr(theirs, name).copy_(mine[f"body.blocks.{index}.{layer}.{name}"])
+        for name in ("weight", "bias"):
+            getattr(net.classifier, name).copy_(mine[f"head.{name}"])
+    return net.to(device)
+
+
+def meta_learner(net: nn.Module, inner_lr: float) -> Any:
+    """Its MAML, second order."""
+    return imported("algorithms").MAML(net, lr=inner_lr, first_order=False)
+
+
+def meta_step(maml: Any, episodes: Episodes, steps: int) -> float:
+    """One outer gradient, one task after the other as in its ``examples/vision/maml_omniglot.py``. Returns the mean loss."""
+    maml.zero_grad()
+    total = 0.0
+    for task in range(len(episodes)):
+        learner = maml.clone()
+        for _ in range(steps):
+            learner.adapt(F.cross_entropy(learner(episodes.support_x[task]), episodes.support_y[task]))
+        loss = F.cross_entropy(learner(episodes.query_x[task]), episodes.query_y[task])
+        loss.backward()
+        total += loss.item()
+    for parameter in maml.parameters():
+        parameter.grad.div_(len(episodes))
+    return total / len(episodes)
+
+
+def tasks(images: ClassImages, task: Task, folder: Path, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
+    """Its Omniglot pipeline, as in its ``omniglot_tasksets``, on image files with the same pictures.
+
+    Args:
+        images: grey images, a few for each class.
+        task: shape of a task.
+        folder: empty; the pictures are written there in the layout of Omniglot.
+        device: where the tensors are moved, as its examples do.
+
+    Returns:
+        A function that draws one task: support images and labels, query images and labels.
+    """
+    from torchvision import transforms
+    from torchvision.datasets.omniglot import Omniglot
+
+    _write(images, folder)
+    Omniglot._check_integrity = lambda self: True  # which wants the archives as well, with their official checksums
+    data, vision = imported("data"), imported("vision")
+    steps = [transforms.Resize(28, interpolation=Image.Resampling.LANCZOS), transforms.ToTensor(), lambda x: 1.0 - x]
+    files = vision.datasets.FullOmniglot(root=str(folder), transform=transforms.Compose(steps), download=False)
+    dataset = data.MetaDataset(files)
+    per_class = task.shots + task.queries
+    chain = [
+        data.transforms.FusedNWaysKShots(dataset, n=task.ways, k=per_class),
+        data.transforms.LoadData(dataset),
+        data.transforms.RemapLabels(dataset),
+        data.transforms.ConsecutiveLabels(dataset),
+        vision.transforms.RandomClassRotation(dataset, [0.0, 90.0, 180.0, 270.0]),
+    ]
+    drawn = data.TaskDataset(dataset, task_transforms=chain)
+    support = torch.arange(task.ways * per_class) % per_class < task.shots
+
+    def one() -> tuple[Tensor, ...]:
+        x, y = drawn.sample()
+        x, y = x.to(device), y.to(device)
+        return x[support], y[support], x[~support], y[~support]
+
+    return one
+
+
+def prototypical_accuracy(features: nn.Module, drawn: tuple[Tensor, ...]) -> float:
+    """Accuracy of one task, as in its ``examples/vision/protonet_miniimagenet.py``."""
+    support_x, support_y, query_x, query_y = drawn
+    with torch.no_grad():
+        embedded = features(torch.cat([support_x, query_x]))
+        classifier = imported("nn").PrototypicalClassifier(embedded[: len(support_y)], support_y)
+        return (classifier(embedded[len(support_y) :]).argmax(-1) == query_y).float().mean().item()
+
+
+def _write(images: ClassImages, folder: Path) -> None:
+    """PNG files, black on white, half of the classes in each of Omniglot's two archives, and its index of labels."""
+    labels = []
+    for index, (count, offset) in enumerate(zip(images.counts, images.offsets, strict=True)):
+        archive = "images_background" if index < len(images) // 2 else "images_evaluation"
+        place = folder / "omniglot-py" / archive / "Alphabet" / f"character{index:05d}"
+        place.mkdir(parents=True)
+        for drawing in range(count):
+            picture = Image.fromarray(255 - images.images[offset + drawing, 0].numpy())
+            picture.resize((105, 105)).convert("1").save(place / f"{drawing:02d}.png")
+            labels.append(index)
+    by_label = {index: [i for i, label in enumerate(labels) if label == index] for index in range(len(images))}
+    book = {"labels_to_indices": by_label, "indices_to_labels": dict(enumerate(labels)), "labels": list(by_label)}
+    (folder / "omniglot-bookkeeping.pkl").write_bytes(pickle.dumps(book))
