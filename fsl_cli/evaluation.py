@@ -15,6 +15,7 @@ from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.hardware import Hardware
 
 _IMAGES = 256  # embedded at once: more are no faster
+_EPISODES = 8  # the processes' shares are multiples of it, so that a processor computes the same chunks as one process
 _DRAWN = 256  # episodes drawn at once, without their images
 
 
@@ -63,28 +64,30 @@ def evaluate(
         algorithm: left exactly as it was.
         sampler: where the episodes come from.
         episodes: how many.
-        hardware: device, precision and how many episodes are computed at once.
+        hardware: device, precision, how many episodes are computed at once, and the processes; each of them computes
+            its share of the episodes and returns the scores of all.
         advance: called with the number of episodes done; where images are embedded first, that is half the work.
     """
-    accuracy, loss = [], []
+    scores = []
+    share = hardware.processes.share(episodes, _EPISODES)
     training = algorithm.training
     algorithm.eval()
     try:
         with hardware.autocast():
             embedded = _embed(algorithm, sampler, episodes, hardware, advance) if algorithm.embeds else None
-        firsts = range(0, episodes, hardware.task_chunk)
+        firsts = range(share.start, share.stop, hardware.task_chunk)
         left = episodes // 2 if embedded else episodes
         for first, amount in zip(firsts, portions(left, len(firsts)), strict=True):
-            count = min(hardware.task_chunk, episodes - first)
+            count = min(hardware.task_chunk, share.stop - first)
             with hardware.autocast():
                 logits, labels = _predict(algorithm, sampler, first, count, embedded)
             exact, labels = logits.cpu().double(), labels.cpu()
-            accuracy.append(metrics.accuracy(exact, labels))
-            loss.append(metrics.cross_entropy(exact, labels))
+            scores.append(torch.stack([metrics.accuracy(exact, labels), metrics.cross_entropy(exact, labels)], dim=1))
             advance(amount)
     finally:
         algorithm.train(training)
-    return EpisodeScores(*(torch.cat(values).numpy() for values in (accuracy, loss)))
+    accuracy, loss = hardware.processes.gather(torch.cat(scores) if scores else None).T.contiguous().numpy()
+    return EpisodeScores(accuracy, loss)
 
 
 def _predict(
@@ -104,18 +107,18 @@ def _predict(
 def _embed(
     algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware, advance: Callable[[int], None]
 ) -> Embedded:
-    """Embed every image that occurs in the first ``episodes`` episodes; the table is smaller than the images usually are."""
+    """Embed every image that occurs in the first ``episodes`` episodes, each in one of the processes."""
     images = torch.from_numpy(_occurring(sampler, episodes))
-    task = sampler.task
+    task, share = sampler.task, hardware.processes.share(len(images), _IMAGES)
     at_once = min(_IMAGES, hardware.task_chunk * task.ways * (task.shots + task.queries))
-    batches = images.split(at_once)
-    table = []
+    batches = images[share.start : share.stop].split(at_once) if share else ()
+    table: list[Tensor] = []
     for batch, amount in zip(batches, portions(episodes - episodes // 2, len(batches)), strict=True):
         table.append(algorithm.embed(sampler.images(batch)))
         advance(amount)
     row = torch.full((int(images[-1]) + 1,), -1)
     row[images] = torch.arange(len(images))
-    return Embedded(torch.cat(table), row.to(sampler.device))
+    return Embedded(hardware.processes.gather(torch.cat(table) if table else None), row.to(sampler.device))
 
 
 def _occurring(sampler: EpisodeSampler, episodes: int) -> np.ndarray:
