@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from fsl_cli import processes
 from fsl_cli.errors import FslError, Problems, close_match, first_line
 
 VERBS = {
@@ -22,6 +23,11 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``fsl`` command. Returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return processes.run(lambda: _exit_code(words)) if processes.launched() else _exit_code(words)
+
+
+def _exit_code(words: list[str]) -> int:
+    """Run a verb and print what goes wrong."""
     try:
         return _dispatch(words)
     except Problems as error:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from fsl_cli import processes
+
 PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy", "scipy", "wandb", "rich", "learn2learn")
 
 
@@ -28,6 +30,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes.current().size,
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "packages": {name: version(name) for name in PACKAGES},

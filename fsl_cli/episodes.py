@@ -148,13 +148,24 @@ class EpisodeSampler:
         """Episodes ``first .. first+count-1``, gathered and scaled to 0..1 on the sampler's device."""
         ways, shots, queries = self.task.ways, self.task.shots, self.task.queries
         rows = torch.from_numpy(self.indices(first, count).images)
+        support, query = self.images(rows[:, :, :shots].flatten()), self.images(rows[:, :, shots:].flatten())
+        support_y, query_y = self.labels(count)
         return Episodes(
-            support_x=self._gather(rows[:, :, :shots]),
-            support_y=self._labels.repeat_interleave(shots).expand(count, ways * shots),
-            query_x=self._gather(rows[:, :, shots:]),
-            query_y=self._labels.repeat_interleave(queries).expand(count, ways * queries),
+            support_x=support.view(count, ways * shots, *self.source.image_shape),
+            support_y=support_y,
+            query_x=query.view(count, ways * queries, *self.source.image_shape),
+            query_y=query_y,
             ways=ways,
         )
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Images of the split, float ``[B, C, H, W]`` in 0..1 on the sampler's device; ``rows`` int64 ``[B]`` on any device."""
+        return self._images.index_select(0, rows.to(self.device)).float().div_(255)
+
+    def labels(self, count: int) -> tuple[Tensor, Tensor]:
+        """Labels of any ``count`` episodes: int64 ``[count, N*K]`` of the support, ``[count, N*Q]`` of the queries."""
+        support, query = (self._labels.repeat_interleave(each) for each in (self.task.shots, self.task.queries))
+        return support.expand(count, -1), query.expand(count, -1)
 
     def digest(self, count: int) -> str:
         """SHA-256 over the class names, the image positions and the pixels of the first ``count`` episodes.
@@ -167,10 +178,6 @@ class EpisodeSampler:
         digest.update(np.ascontiguousarray(drawn, dtype="<i8").tobytes())
         digest.update(self.source.images[torch.from_numpy(np.unique(drawn))].numpy().tobytes())
         return digest.hexdigest()
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        flat = self._images.index_select(0, rows.flatten().to(self.device))
-        return flat.view(len(rows), -1, *self.source.image_shape).float().div_(255)
 
 
 def task_problems(counts: np.ndarray, split: str, task: Task) -> list[FslError]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fsl_cli import build, checkpoint, console, environment, report
+from fsl_cli import build, checkpoint, console, environment, processes, report
 from fsl_cli.assembly import Parts, assemble
 from fsl_cli.config import Settings
 from fsl_cli.episodes import EpisodeSampler
@@ -19,6 +19,7 @@ from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.pictures import draw_episode
 from fsl_cli.run_folder import RunFolder
+from fsl_cli.signals import held_back
 from fsl_cli.stats import t_interval
 from fsl_cli.tracking import JsonLines, WandbRun
 from fsl_cli.training import Hooks, Training
@@ -39,7 +40,8 @@ class Experiment:
 
     def __init__(self, settings: Settings, config: Mapping[str, Any], folder: RunFolder, group: str | None) -> None:
         self.settings, self.config, self.folder, self.group = settings, config, folder, group
-        self.start = _resume_point(settings, folder)
+        self.processes = processes.current()
+        self.start = self.processes.from_first(lambda: _resume_point(settings, folder))
         self.parts = assemble(settings, trained_ways=settings.task.ways, splits=("train", "val", "test"))
         self.training = Training(
             self.parts.algorithm,
@@ -55,6 +57,13 @@ class Experiment:
 
     def run(self) -> dict[str, Any]:
         """Train, test the chosen checkpoint and write everything. Returns the content of ``results.json``."""
+        with ExitStack() as stack:
+            trackers = self.processes.together(lambda: self._open(stack) if self.processes.first else [])
+            self._train(trackers)
+            return self._test(trackers)
+
+    def _open(self, stack: ExitStack) -> list[Any]:
+        """Start the files of the run folder and the trackers, JSON lines and W&B, which ``stack`` closes."""
         folder, settings = self.folder, self.settings
         folder.write_config(self.config)
         folder.write_json(folder.env, environment.describe(self.parts.hardware.device))
@@ -62,25 +71,23 @@ class Experiment:
         if self.start is not None:
             self._copy_history(self.start)
         name = settings.wandb.name or f"{report.title(settings)} seed {settings.seed}"
-        with ExitStack() as stack:
-            lines = JsonLines(folder.metrics, upto=self.training.progress.iteration)
-            stack.callback(lines.finish, 0)
-            tracker = WandbRun(
-                folder.path,
-                self.config,
-                mode=settings.wandb.mode,
-                project=settings.wandb.project,
-                entity=settings.wandb.entity,
-                group=settings.wandb.group or self.group,
-                name=name,
-                tags=settings.wandb.tags,
-                run_id=self.wandb_id,
-            )
-            stack.push(lambda kind, error, trace: tracker.finish(0 if kind is None else 1))
-            self.wandb_id = tracker.run.id
-            self._header(tracker)
-            self._train([lines, tracker])
-            return self._test(tracker)
+        lines = JsonLines(folder.metrics, upto=self.training.progress.iteration)
+        stack.callback(lines.finish, 0)
+        tracker = WandbRun(
+            folder.path,
+            self.config,
+            mode=settings.wandb.mode,
+            project=settings.wandb.project,
+            entity=settings.wandb.entity,
+            group=settings.wandb.group or self.group,
+            name=name,
+            tags=settings.wandb.tags,
+            run_id=self.wandb_id,
+        )
+        stack.push(lambda kind, error, trace: tracker.finish(0 if kind is None else 1))
+        self.wandb_id = tracker.run.id
+        self._header(tracker)
+        return [lines, tracker]
 
     def _header(self, tracker: WandbRun) -> None:
         console.say(report.header(self.settings, self.parts), style="bold")
@@ -104,7 +111,9 @@ class Experiment:
             try:
                 self.training.run(Hooks(log, self._validate, self._save, bar.advance))
             except KeyboardInterrupt:
-                checkpoint.save(self.folder.last, self._payload())
+                if self.processes.first:
+                    with held_back():  # an impatient second Ctrl-C
+                        checkpoint.save(self.folder.last, self._payload())
                 raise
         console.say(
             f"trained {progress.iteration} iterations in {console.clock(progress.seconds)}, "
@@ -121,6 +130,8 @@ class Experiment:
         }
 
     def _save(self, best: bool) -> None:
+        if not self.processes.first:
+            return
         payload = self._payload()
         if best:
             kept = ("algo", "config", "progress")
@@ -151,12 +162,15 @@ class Experiment:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
 
-    def _test(self, tracker: WandbRun) -> dict[str, Any]:
+    def _test(self, trackers: list[Any]) -> dict[str, Any]:
         """The only place that opens the test split of a training run."""
         path = self.folder.best if self.settings.eval.checkpoint == "best" else self.folder.last
-        payload = checkpoint.load(path)
+        payload = self.processes.from_first(lambda: checkpoint.load(path))
         checkpoint.load_weights(self.parts.algorithm, payload, path)
         results = report.meta_test(self.settings, self.parts, self.folder, path.stem, payload["progress"]["iteration"])
+        if not self.processes.first:
+            return results
+        _, tracker = trackers
         tracker.log(self.training.progress.iteration, {"test/accuracy": results["accuracy"]["mean"]})
         tracker.summarise(
             {f"test/{name}_{key}": results[name][key] for name in ("accuracy", "loss") for key in ("mean", "ci95", "n")}

@@ -13,7 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from fsl_cli import processes
 from fsl_cli.errors import FslError
+from fsl_cli.processes import ALONE, Processes
 
 _DEFAULT_THREADS = torch.get_num_threads()
 _CHUNK_CPU, _CHUNK_GPU = 16, 64  # 16 tasks of Omniglot's size stay in a processor's cache
@@ -27,11 +29,13 @@ class Hardware:
         device: the device.
         precision: ``fp32``, or ``bf16`` for mixed precision with fp32 weights.
         task_chunk: episodes computed at once.
+        processes: the processes of this run.
     """
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
     task_chunk: int
+    processes: Processes = ALONE
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context of every forward pass."""
@@ -44,6 +48,8 @@ class Hardware:
             name += f" ({torch.cuda.get_device_name(self.device)})"
         elif self.device.type == "cpu":
             name += f" ({torch.get_num_threads()} threads)"
+        if self.processes.size > 1:
+            name = f"{self.processes.size} processes on {name}"
         return f"{name}, {self.precision}"
 
 
@@ -59,7 +65,10 @@ def set_up(
     Raises:
         FslError: the device does not exist here.
     """
-    chosen = pick_device(device)
+    used = processes.current()
+    chosen = pick_device(device, used)
+    if chosen.type == "cuda" and used.size > 1:
+        torch.cuda.set_device(chosen)  # what NCCL goes by
     torch.set_num_threads(threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it, and filling takes a tenth of the time
@@ -69,7 +78,7 @@ def set_up(
     torch.set_flush_denormal(True)  # a converged inner loop makes denormals, which are up to 15 times slower
     _keep_freed_memory()
     chunk = task_chunk if task_chunk != "auto" else _CHUNK_CPU if chosen.type == "cpu" else _CHUNK_GPU
-    return Hardware(chosen, precision, chunk)
+    return Hardware(chosen, precision, chunk, used)
 
 
 def seed_everything(seed: int) -> None:
@@ -79,13 +88,21 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, used: Processes = ALONE) -> torch.device:
     """The device that ``auto``, ``cpu``, ``gpu``, ``mps``, ``cuda`` or ``cuda:N`` means here.
 
+    Several processes take a GPU each where the name leaves it open: process N of a machine takes ``cuda:N``.
+
     Raises:
-        FslError: it does not exist here.
+        FslError: it does not exist here, or several processes would share it.
     """
     present = available_devices()
+    if used.size > 1:
+        if name.startswith(("cuda:", "mps")):
+            raise FslError(f"{used.size} processes cannot share {name}", where="hardware.device", hint="use cuda or cpu")
+        present = [each for each in present if each != "mps"]
+        if name == "cuda" or (name in ("auto", "gpu") and len(present) > 1):
+            name = f"cuda:{used.local_rank}"
     if name == "auto":
         name = present[-1]
     elif name == "gpu":

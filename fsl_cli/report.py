@@ -14,7 +14,7 @@ from fsl_cli.stats import t_interval
 
 
 def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_name: str, iteration: int) -> dict[str, Any]:
-    """Meta-test on the test split, write ``results.json`` and ``episodes.npz``, print the final line.
+    """Meta-test on the test split; process 0 writes ``results.json`` and ``episodes.npz``, prints the final line.
 
     Returns:
         The content of ``results.json``.
@@ -39,6 +39,8 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
         "episodes_seed": settings.eval.seed,
         "episodes_digest": sampler.digest(count),
     }
+    if not parts.hardware.processes.first:
+        return results
     folder.write_episodes({"accuracy": scores.accuracy, "loss": scores.loss})
     folder.write_json(folder.results, results)
     console.say(result_line(scores), style="bold green")

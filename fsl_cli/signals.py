@@ -10,10 +10,10 @@ from types import FrameType
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Deliver SIGINT and SIGTERM after the block instead of in its middle."""
+def held_back() -> Iterator[list[int]]:
+    """Deliver SIGINT and SIGTERM after the block instead of in its middle; yields those that have come so far."""
     if threading.current_thread() is not threading.main_thread():  # signals only ever interrupt the main thread
-        yield
+        yield []
         return
     received: list[int] = []
 
@@ -22,7 +22,7 @@ def held_back() -> Iterator[None]:
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

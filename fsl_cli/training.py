@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from fsl_cli.algos.algorithm import Algorithm
 from fsl_cli.config import TrainSettings
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.errors import FslError
+from fsl_cli.exchange import Exchange
 from fsl_cli.hardware import Hardware
 from fsl_cli.signals import held_back
 
@@ -63,12 +65,15 @@ class Hooks:
 class Training:
     """A meta-training that can be stopped after any iteration and continued with the same numbers.
 
+    Several processes work on it together: each computes its share of the episodes of an iteration, all of them know
+    the sums and take the same step, and they stop together. What is saved with a checkpoint is the same in all.
+
     Args:
         algorithm: what is trained.
         optimizer: over its parameters.
         sampler: training episodes; iteration i uses episodes ``i*meta_batch ..``.
         settings: see ``conf/train.yaml``.
-        hardware: device, precision and how many episodes are computed at once.
+        hardware: device, precision, how many episodes are computed at once, and the processes.
     """
 
     def __init__(
@@ -84,47 +89,80 @@ class Training:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(settings))
         self.progress = Progress()
         self._pending: dict[str, list[Tensor]] = {}
+        self._exchange = Exchange(algorithm, hardware.processes)
 
     def run(self, hooks: Hooks) -> None:
         """Train until the iterations, the minutes or the patience run out.
 
         Raises:
             FslError: the loss is no longer finite.
+            KeyboardInterrupt: one of several processes was told to stop; all of them stop after the same iteration.
         """
+        processes = self.hardware.processes
+        processes.copy_from_first([each.detach() for each in (*self.algorithm.parameters(), *self.algorithm.buffers())])
+        holding: AbstractContextManager[list[int]] = held_back() if processes.size > 1 else nullcontext([])
+        with holding as signals:
+            while self._go_on(hooks):
+                stop, seconds = processes.numbers([len(signals), self.progress.seconds if processes.first else 0.0])
+                self.progress.seconds = seconds  # each has its own clock, and ``max_minutes`` must end all of them
+                if stop:
+                    raise KeyboardInterrupt
+
+    def _go_on(self, hooks: Hooks) -> bool:
+        """Validate, or else take a step. Returns False when there is nothing left to do."""
         progress = self.progress
-        while True:
-            done = self._finished()
-            if self._validation_due() and progress.validated < progress.iteration:
-                self._validate(hooks)
-            elif done:
-                return
-            else:
-                with held_back():  # a stop in the middle of a step could not be continued with the same numbers
-                    self.step()
-                    if progress.iteration % self.settings.log_every == 0 or self._validation_due():
-                        hooks.log(progress.iteration, self._averages())
-                hooks.advance(progress.iteration)
+        if self._validation_due() and progress.validated < progress.iteration:
+            self._validate(hooks)
+            return True
+        if self._finished():
+            return False
+        with held_back():  # a stop in the middle of a step could not be continued with the same numbers
+            self.step()
+            if progress.iteration % self.settings.log_every == 0 or self._validation_due():
+                hooks.log(progress.iteration, self._averages())
+        hooks.advance(progress.iteration)
+        return True
 
     def step(self) -> None:
-        """One outer step on the next ``meta_batch`` episodes, a chunk at a time."""
+        """One outer step on the next ``meta_batch`` episodes."""
         started = time.perf_counter()
-        count = self.settings.meta_batch
-        episodes = self.sampler.batch(self.progress.iteration * count, count)
+        processes = self.hardware.processes
         self.algorithm.train()
-        self.optimizer.zero_grad()
-        for chunk in episodes.split(self.hardware.task_chunk):
-            share = len(chunk) / count
-            with self.hardware.autocast():
-                step = self.algorithm.loss(chunk)
-            (step.loss * share).backward()
-            accuracy = metrics.accuracy(step.logits, chunk.query_y).mean()
-            self._add({"loss": step.loss.detach(), "accuracy": accuracy, **step.metrics}, share)
+        self._exchange.start()
+        with processes.own_randomness(self.hardware.device):
+            values = self._gradients(processes.share(self.settings.meta_batch))
+        if processes.size > 1:
+            values = self._exchange.join(values)
+        for name, value in values.items():
+            self._pending.setdefault(name, []).append(value)
         if self.settings.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.algorithm.parameters(), self.settings.clip_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.progress.iteration += 1
         self._count(time.perf_counter() - started)
+
+    def _gradients(self, share: range) -> dict[str, Tensor]:
+        """Gradients of a share of the iteration's episodes, a chunk at a time.
+
+        Returns:
+            The share's part of the loss, the accuracy and the algorithm's metrics, on the device.
+        """
+        count = self.settings.meta_batch
+        values: dict[str, Tensor] = {}
+        self.optimizer.zero_grad()
+        if not share:
+            return values
+        episodes = self.sampler.batch(self.progress.iteration * count + share.start, len(share))
+        for chunk in episodes.split(self.hardware.task_chunk):
+            weight = len(chunk) / count
+            with self.hardware.autocast():
+                step = self.algorithm.loss(chunk)
+            (step.loss * weight).backward()
+            accuracy = metrics.accuracy(step.logits, chunk.query_y).mean()
+            for name, value in {"loss": step.loss, "accuracy": accuracy, **step.metrics}.items():
+                values[name] = values.get(name, 0) + value.detach().float() * weight
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the same numbers."""
@@ -177,11 +215,6 @@ class Training:
                 progress.best_accuracy, progress.best_iteration = values["val/accuracy"], progress.iteration
             hooks.log(progress.iteration, values)
             hooks.save(improved)
-
-    def _add(self, values: Mapping[str, Tensor], weight: float) -> None:
-        """Remember metrics without waiting for the device."""
-        for name, value in values.items():
-            self._pending.setdefault(name, []).append(value.detach().float() * weight)
 
     def _count(self, seconds: float) -> None:
         progress = self.progress

@@ -34,9 +34,12 @@ class Algorithm(nn.Module, ABC):
 
     Attributes:
         transductive: whether the prediction of a query may depend on the other queries of its episode.
+        embeds: whether `predict` sees the images only through `embed` of each image by itself, that is, whether it is
+            the one below. Evaluation then embeds an image once, however many episodes it occurs in.
     """
 
     transductive: bool
+    embeds: bool = False
 
     def train_task(self, task: Task) -> Task:
         """Shape of the training episodes, given the shape that is tested."""
@@ -52,4 +55,24 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits ``[T, N*Q, N]`` of any number of ways; changes nothing in the algorithm."""
+        """Query logits ``[T, N*Q, N]`` of any number of ways; changes nothing in the algorithm.
+
+        Here: `classify` of what `embed` makes of the images.
+        """
+        support, query = (self.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (episodes.support_x, episodes.query_x))
+        return self.classify(support, episodes.support_y, query, episodes.ways)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings ``[B, ...]`` of images ``[B, C, H, W]``, each independent of the others; changes nothing."""
+        raise NotImplementedError(f"{type(self).__name__}.embed")
+
+    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+        """Query logits ``[T, N*Q, N]`` from embeddings.
+
+        Args:
+            support: ``[T, N*K, ...]``.
+            support_y: int64 ``[T, N*K]``, labels 0..N-1.
+            query: ``[T, N*Q, ...]``.
+            ways: N.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.classify")

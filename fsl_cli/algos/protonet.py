@@ -62,6 +62,7 @@ class ProtoNet(Algorithm):
         self.backbone = backbone
         self.distance, self.scale = distance, scale
         self.transductive = batch_norm == "transductive"
+        self.embeds = not self.transductive
         self.train_ways, self.train_shots, self.train_queries = train_ways, train_shots, train_queries
 
     def train_task(self, task: Task) -> Task:
@@ -78,24 +79,23 @@ class ProtoNet(Algorithm):
         """Query logits ``[T, N*Q, N]``."""
         if self.transductive:  # an episode is a batch of its own
             return self._logits_one_by_one(episodes, "batch")
-        with statistics_from(self.backbone, "running"):
-            support, query = (self._embed_all(x) for x in (episodes.support_x, episodes.query_x))
-        return self._classify(support, query, episodes)
+        return super().predict(episodes)
 
-    def _embed_all(self, x: Tensor) -> Tensor:
-        """Embeddings ``[T, B, D]`` of ``[T, B, C, H, W]``, all images in one batch."""
-        return self.backbone(x.flatten(0, 1)).view(*x.shape[:2], -1)
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings ``[B, D]``, normalised by the running averages."""
+        with statistics_from(self.backbone, "running"):
+            return self.backbone(images)
+
+    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+        """Scaled negative distances of the queries to the prototypes."""
+        return -self.scale * _DISTANCES[self.distance](query, class_means(support, support_y, ways))
 
     def _logits_one_by_one(self, episodes: Episodes, source: Source) -> Tensor:
         shots = episodes.support_x.shape[1]
         with statistics_from(self.backbone, source):
             both = torch.cat([episodes.support_x, episodes.query_x], dim=1)
             embedded = torch.stack([self.backbone(images) for images in both])
-        return self._classify(embedded[:, :shots], embedded[:, shots:], episodes)
-
-    def _classify(self, support: Tensor, query: Tensor, episodes: Episodes) -> Tensor:
-        prototypes = class_means(support, episodes.support_y, episodes.ways)
-        return -self.scale * _DISTANCES[self.distance](query, prototypes)
+        return self.classify(embedded[:, :shots], episodes.support_y, embedded[:, shots:], episodes.ways)
 
 
 def class_means(embedded: Tensor, labels: Tensor, ways: int) -> Tensor:

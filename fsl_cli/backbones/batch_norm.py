@@ -25,6 +25,9 @@ class BatchNorm(nn.Module):
         num_features: C.
         eps: added to the variance.
         momentum: weight of a new batch in the running averages.
+
+    Attributes:
+        moves: how often the running averages have moved, since this object was made.
     """
 
     running_mean: Tensor
@@ -39,10 +42,12 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
         self.source: Source = "batch"
         self.rows = 0
+        self.moves = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` with the statistics chosen by `statistics_from`; by default those of ``x`` itself."""
         if self.source in ("running", "tracked_batch"):
+            self.moves += self.source == "tracked_batch"
             return F.batch_norm(
                 x,
                 self.running_mean,

@@ -9,8 +9,8 @@ from typing import Any
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import OmegaConf
 
-from fsl_cli import checkpoint, console, overrides
-from fsl_cli.config import Settings, resolve, validate
+from fsl_cli import checkpoint, console, overrides, processes
+from fsl_cli.config import resolve, validate
 from fsl_cli.errors import FslError, close_match, raise_all
 from fsl_cli.run_folder import RunFolder, check_writable, known_runs
 
@@ -21,6 +21,17 @@ SWAPPABLE = ("dataset", "hardware")
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb. Returns the exit code."""
+    prepared = processes.current().from_first(lambda: _prepare(arguments))
+    _evaluate(*prepared)
+    return 0
+
+
+def _prepare(arguments: Sequence[str]) -> tuple[dict[str, Any], RunFolder, RunFolder, int]:
+    """Check everything before any work.
+
+    Returns:
+        The configuration, the folder of the trained run, the folder to write to, and the ways that were trained.
+    """
     flags, words = overrides.split_flags(arguments)
     if flags:
         raise FslError("is not a flag of fsl eval", where=flags[0], hint="scripts/meta_test.sh tests many tasks")
@@ -34,12 +45,11 @@ def main(arguments: Sequence[str]) -> int:
     config = apply(saved, [each for each in parsed if not _is_own(each)])
     overrides.check("eval", own)
     folder = RunFolder(overrides.output_folder("eval", own, multirun=False))
-    settings = validate(config)
+    validate(config)
     check_writable(folder.path)
     if folder.config.exists():
         raise FslError("already holds a run", where=str(folder.path), hint="choose another hydra.run.dir")
-    _evaluate(settings, config, trained, folder, trained_ways=int(saved["task"]["ways"]))
-    return 0
+    return config, trained, folder, int(saved["task"]["ways"])
 
 
 def apply(saved: dict[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
@@ -76,14 +86,18 @@ def _is_own(override: Override) -> bool:
     return override.key_or_group == "run" or override.key_or_group.startswith("hydra.")
 
 
-def _evaluate(settings: Settings, config: dict[str, Any], trained: RunFolder, folder: RunFolder, *, trained_ways: int) -> None:
+def _evaluate(config: dict[str, Any], trained: RunFolder, folder: RunFolder, trained_ways: int) -> None:
     from fsl_cli import environment, report
     from fsl_cli.assembly import assemble
 
+    several, settings = processes.current(), validate(config)
     path = trained.best if settings.eval.checkpoint == "best" else trained.last
-    payload = checkpoint.load(path)
-    parts = assemble(settings, trained_ways=trained_ways, splits=("test",))
+    payload = several.from_first(lambda: checkpoint.load(path))
+    parts = several.together(lambda: assemble(settings, trained_ways=trained_ways, splits=("test",)))
     checkpoint.load_weights(parts.algorithm, payload, path)
+    if not several.first:
+        report.meta_test(settings, parts, folder, path.stem, payload["progress"]["iteration"])
+        return
     console.say(report.header(settings, parts), style="bold")
     console.say(f"run     {trained.path}, checkpoint {path.stem}, iteration {payload['progress']['iteration']}")
     console.say(f"folder  {folder.path}")

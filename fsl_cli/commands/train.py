@@ -9,18 +9,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fsl_cli import console, overrides
+from fsl_cli import console, overrides, processes
 from fsl_cli.conf_files import conf_dir
 from fsl_cli.config import resolve, validate
 from fsl_cli.errors import FslError, Problems, first_line, raise_all
 from fsl_cli.run_folder import RunFolder, check_writable
+from fsl_cli.signals import held_back
+
+if TYPE_CHECKING:
+    from fsl_cli.experiment import Experiment
 
 INTERRUPTED = 130
 
@@ -34,7 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     if not {flag.split("=")[0] for flag in flags} <= {"-m", "--multirun"}:  # Hydra's own: they only show something
         _hydra_main([*flags, *words], outcomes)
         return 0
-    folder = _check_everything(words, multirun)
+    several = processes.current()
+    folder = several.from_first(lambda: _check_everything(words, multirun))
+    if several.size > 1:
+        words.append(f"hydra.run.dir='{folder}'")  # each process would read its own clock
     if multirun and not any(word.startswith("hydra.sweep.dir=") for word in words):
         words.append(f"hydra.sweep.dir='{folder}'")  # Hydra would read the clock again
     try:
@@ -50,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check_everything(words: Sequence[str], multirun: bool) -> Path:
     """Check the configuration of every job before any work. Returns the folder the run or sweep writes to."""
+    if multirun and processes.launched():
+        raise FslError("a sweep runs in one process", where="fsl train -m", hint="start each job with torchrun")
     every_job = overrides.jobs(words)
     if len(every_job) > 1 and not multirun:
         raise FslError(f"these overrides make {len(every_job)} jobs", where="fsl train", hint="add -m to run them all")
@@ -88,6 +97,8 @@ def run_job(config: DictConfig) -> int:
         return _train(plain, folder, group)
     except FslError as error:
         console.fail(str(error))
+        if not processes.current().first:
+            return 2
         if in_sweep and not folder.config.exists():  # the table at the end says why there is no result
             folder.write_status("failed", error=str(error))
         elif folder.path.is_dir() and not any(folder.path.iterdir()):  # Hydra makes it before the run is checked
@@ -99,7 +110,10 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
     from fsl_cli.experiment import Experiment
 
     started = time.perf_counter()
-    experiment = Experiment(validate(config), config, folder, group)
+    several = processes.current()
+    experiment = several.together(lambda: Experiment(validate(config), config, folder, group))
+    if not several.first:
+        return _follow(experiment)
     log_file = _log_to(folder)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -108,8 +122,9 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
         return 0
     except KeyboardInterrupt:
         iteration = experiment.training.progress.iteration
-        folder.write_status("interrupted", iteration=iteration)
-        console.warn(f"interrupted at iteration {iteration}; go on with the same command and resume={folder.path}")
+        with held_back():  # an impatient second Ctrl-C
+            folder.write_status("interrupted", iteration=iteration)
+            console.warn(f"interrupted at iteration {iteration}; go on with the same command and resume={folder.path}")
         raise
     except FslError as error:
         folder.write_status("failed", error=str(error))
@@ -123,6 +138,16 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
         signal.signal(signal.SIGTERM, previous)
         console.log.removeHandler(log_file)
         log_file.close()
+
+
+def _follow(experiment: Experiment) -> int:
+    """The part of a process that neither writes nor prints; what goes wrong unexpectedly is left to the caller."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        experiment.run()
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _log_to(folder: RunFolder) -> logging.Handler:

@@ -189,6 +189,13 @@ def test_inductive_predictions_do_not_depend_on_the_other_queries_and_transducti
         assert torch.allclose(fewer, algorithm.predict(episodes)[:, 3:5], **EXACT) is independent
 
 
+def test_embeddings_are_of_each_image_by_itself_and_only_inductive_ones_are_offered():
+    algorithm, images = protonet(), random_episodes().query_x.flatten(0, 1)
+    one_by_one = torch.cat([algorithm.embed(image[None]) for image in images])
+    torch.testing.assert_close(algorithm.embed(images), one_by_one, **EXACT)
+    assert [protonet(batch_norm=mode).embeds for mode in ("inductive", "transductive")] == [True, False]
+
+
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 def test_predictions_do_not_depend_on_the_other_episodes_nor_on_the_order_of_the_queries(batch_norm):
     algorithm, episodes = protonet(batch_norm=batch_norm), random_episodes(tasks=5)
@@ -262,13 +269,11 @@ def test_a_copy_trained_with_shuffled_support_labels_learns_nothing():
 
 def test_a_trained_network_is_at_chance_when_query_labels_are_shuffled(trained):
     class Shuffled(EpisodeSampler):
-        def batch(self, first: int, count: int) -> Episodes:
-            episodes = super().batch(first, count)
-            generator = torch.Generator().manual_seed(first)
-            order = torch.stack([torch.randperm(episodes.query_y.shape[1], generator=generator) for _ in range(count)])
-            labels = episodes.query_y.gather(1, order)
-            return Episodes(episodes.support_x, episodes.support_y, episodes.query_x, labels, episodes.ways)
+        def labels(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+            support, query = super().labels(count)
+            return support, query.gather(1, torch.stack([torch.randperm(query.shape[1]) for _ in range(count)]))
 
+    torch.manual_seed(0)
     assert is_at_chance(trained, Shuffled(faint_patterns(seed=1), "test", TASK, 0))
 
 

@@ -1,4 +1,4 @@
-"""The outer loop: stopped anywhere and continued bit-identically; chunks, schedules, clipping, stopping, evaluation."""
+"""The outer loop: stopped anywhere and continued bit-identically; chunks, schedules, clipping, stopping, precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from problems import TinyNet, striped_classes
-from small_training import CPU, everything, is_same, train_settings
+from small_training import CPU, is_same, train_settings
 from torch import nn
 
 from fsl_cli import checkpoint, training
@@ -234,8 +234,8 @@ def small(**options: Any) -> MAML:
 class Doubles(EpisodeSampler):
     """Episodes in float64."""
 
-    def batch(self, first: int, count: int) -> Episodes:
-        return super().batch(first, count).to(dtype=torch.float64)
+    def images(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().images(rows).double()
 
 
 def exact_training(chunk: int, lr: float = 0.5, **changes: Any) -> Training:
@@ -450,55 +450,7 @@ def test_a_loss_that_is_not_finite_is_one_line_and_saves_nothing(value, monkeypa
     assert (recorder.rows, recorder.saved) == ([], [])
 
 
-# --- evaluation
-
-
-@pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
-def test_evaluate_scores_each_episode_as_the_slow_loop_does(make):
-    torch.manual_seed(0)
-    algorithm, sampler = make(), EpisodeSampler(striped_classes(seed=1), "test", TASK, 0)
-    scores = evaluate(algorithm, sampler, 11, Hardware(torch.device("cpu"), "fp32", 4))
-    algorithm.eval()
-    for index in range(11):
-        episode = sampler.batch(index, 1)
-        probabilities = algorithm.predict(episode)[0].double().softmax(-1)
-        right = [int(row.argmax() == label) for row, label in zip(probabilities, episode.query_y[0], strict=True)]
-        loss = [-math.log(row[label]) for row, label in zip(probabilities.tolist(), episode.query_y[0], strict=True)]
-        assert scores.accuracy[index] == np.mean(right)
-        assert scores.loss[index] == pytest.approx(np.mean(loss), rel=1e-4)
-    assert scores.accuracy.dtype == scores.loss.dtype == np.float64
-    assert len(set(scores.accuracy)) > 2
-
-
-@pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
-@pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_evaluate_does_not_depend_on_the_chunk(make, chunk):
-    torch.manual_seed(0)
-    algorithm, sampler = make(), EpisodeSampler(striped_classes(seed=1), "test", TASK, 0)
-    counted: list[int] = []
-    scores = evaluate(algorithm, sampler, 20, Hardware(torch.device("cpu"), "fp32", chunk), counted.append)
-    reference = evaluate(algorithm, sampler, 20, CPU)
-    assert np.array_equal(scores.accuracy, reference.accuracy)
-    np.testing.assert_allclose(scores.loss, reference.loss, rtol=1e-4)
-    assert sum(counted) == 20
-    assert max(counted) == min(chunk, 20)
-
-
-@pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
-@pytest.mark.parametrize("mode", [True, False])
-def test_evaluate_leaves_no_trace(make, mode):
-    algorithm = make().train(mode)
-    before = everything(algorithm)
-    evaluate(algorithm, EpisodeSampler(striped_classes(seed=1), "test", TASK, 0), 5, CPU)
-    assert is_same(everything(algorithm), before)
-
-
-def test_evaluate_restores_the_mode_when_it_fails(monkeypatch):
-    algorithm = protonet().train()
-    monkeypatch.setattr(algorithm, "predict", lambda episodes: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        evaluate(algorithm, EpisodeSampler(striped_classes(), "test", TASK, 0), 5, CPU)
-    assert algorithm.training
+# --- precision
 
 
 @pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
