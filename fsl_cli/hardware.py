@@ -71,7 +71,8 @@ def set_up(
         torch.cuda.set_device(chosen)  # what NCCL goes by
     torch.set_num_threads(threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it, and filling takes a tenth of the time
+    # Nothing here reads memory before it is written, and filling it takes a tenth of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -65,7 +65,7 @@ def peak_mb(run: Run, device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     with (
         _silent_stderr(),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+        torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile,
     ):
         run()
     assert profile.profiler is not None
