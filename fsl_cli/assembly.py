@@ -12,7 +12,7 @@ from torch import nn
 from fsl_cli import build, hardware
 from fsl_cli.algos.algorithm import Algorithm
 from fsl_cli.config import Settings
-from fsl_cli.console import progress
+from fsl_cli.console import progress, warn
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import EpisodeSampler, Task, task_problems
 from fsl_cli.errors import FslError, first_line, raise_all
@@ -71,7 +71,7 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
         FslError: whatever the data, the device or the network objects to.
     """
     chosen = settings.hardware
-    used = hardware.set_up(chosen.device, chosen.precision, chosen.threads, chosen.deterministic, chosen.task_chunk)
+    used = hardware.set_up(chosen.device, chosen.precision, chosen.threads, chosen.deterministic, chosen.task_chunk, warn)
     folders = {"data_dir": settings.data_dir, "cache_dir": settings.cache_dir, "progress": progress}
     dataset = build.build(settings.dataset, "dataset", folders)
     hardware.seed_everything(settings.seed)

@@ -26,6 +26,7 @@ FREE_TO_DIFFER = (
     "hardware.device",
     "hardware.threads",
     "hardware.deterministic",
+    "hardware.task_chunk",
     "wandb.",
     "data_dir",
     "cache_dir",
