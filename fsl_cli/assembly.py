@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,7 +13,7 @@ from torch import nn
 from fsl_cli import build, hardware
 from fsl_cli.algos.algorithm import Algorithm
 from fsl_cli.config import Settings
-from fsl_cli.console import progress
+from fsl_cli.console import progress, warn
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import EpisodeSampler, Task, task_problems
 from fsl_cli.errors import FslError, first_line, raise_all
@@ -71,7 +72,15 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
         FslError: whatever the data, the device or the network objects to.
     """
     chosen = settings.hardware
-    used = hardware.set_up(chosen.device, chosen.precision, chosen.threads, chosen.deterministic, chosen.task_chunk)
+    used = hardware.set_up(
+        chosen.device,
+        chosen.precision,
+        chosen.threads,
+        chosen.deterministic,
+        chosen.task_chunk,
+        warn,
+        compile=chosen.compile,
+    )
     folders = {"data_dir": settings.data_dir, "cache_dir": settings.cache_dir, "progress": progress}
     dataset = build.build(settings.dataset, "dataset", folders)
     hardware.seed_everything(settings.seed)
@@ -90,6 +99,9 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
     task = Task(settings.task.ways, settings.task.shots, settings.task.queries)
     train_task = algorithm.train_task(task)
     raise_all(_task_problems(dataset, splits, train_task, task) + algorithm.task_problems(task))
+    if chosen.task_chunk == "auto":
+        images = max(each.ways * (each.shots + each.queries) for each in (train_task, task))
+        used.task_chunk = hardware.automatic_chunk(used.device, images * math.prod(image_shape))
     return Parts(dataset, algorithm, used, task, train_task)
 
 

@@ -26,6 +26,8 @@ FREE_TO_DIFFER = (
     "hardware.device",
     "hardware.threads",
     "hardware.deterministic",
+    "hardware.task_chunk",
+    "hardware.compile",
     "wandb.",
     "data_dir",
     "cache_dir",

@@ -78,6 +78,7 @@ class HardwareSettings(Section):
     deterministic: bool
     engine: Literal["auto", "fast", "vmap", "loop", "learn2learn"]
     task_chunk: Literal["auto"] | Annotated[int, Field(ge=1)]
+    compile: bool = False
 
 
 class WandbSettings(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,60 +65,113 @@ def evaluate(
         sampler: where the episodes come from.
         episodes: how many.
         hardware: device, precision, how many episodes are computed at once, and the processes; each of them computes
-            its share of the episodes and returns the scores of all.
+            its share of the episodes and returns the scores of all. Where memory runs out, fewer at once from then on.
         advance: called with the number of episodes done; where images are embedded first, that is half the work.
+
+    Raises:
+        FslError: one episode alone does not fit into memory.
     """
-    scores = []
-    share = hardware.processes.share(episodes, _EPISODES)
+    forward = Forward(advance)
     training = algorithm.training
     algorithm.eval()
     try:
-        with hardware.autocast():
-            embedded = _embed(algorithm, sampler, episodes, hardware, advance) if algorithm.embeds else None
-        firsts = range(share.start, share.stop, hardware.task_chunk)
-        left = episodes // 2 if embedded else episodes
-        for first, amount in zip(firsts, portions(left, len(firsts)), strict=True):
-            count = min(hardware.task_chunk, share.stop - first)
-            with hardware.autocast():
-                logits, labels = _predict(algorithm, sampler, first, count, embedded)
+        embedded = _embed(algorithm, sampler, episodes, hardware, forward) if algorithm.embeds else None
+        done = episodes // 2 if embedded else 0
+
+        def scores(part: range) -> Tensor:
+            logits, labels = _predict(algorithm, sampler, part, embedded)
             exact, labels = logits.cpu().double(), labels.cpu()
-            scores.append(torch.stack([metrics.accuracy(exact, labels), metrics.cross_entropy(exact, labels)], dim=1))
-            advance(amount)
+            return torch.stack([metrics.accuracy(exact, labels), metrics.cross_entropy(exact, labels)], dim=1)
+
+        table = _table(scores, episodes, hardware, lambda part: forward.to(done, episodes, part), unit=_EPISODES)
     finally:
         algorithm.train(training)
-    accuracy, loss = hardware.processes.gather(torch.cat(scores) if scores else None).T.contiguous().numpy()
+    accuracy, loss = table.T.contiguous().numpy()
     return EpisodeScores(accuracy, loss)
 
 
-def _predict(
-    algorithm: Algorithm, sampler: EpisodeSampler, first: int, count: int, embedded: Embedded | None
-) -> tuple[Tensor, Tensor]:
-    """Query logits and labels of episodes ``first .. first+count-1``."""
-    if embedded is None:
-        batch = sampler.batch(first, count)
-        return algorithm.predict(batch), batch.query_y
-    shots = sampler.task.shots
-    images = sampler.indices(first, count).images
-    support, query = embedded.of(images[:, :, :shots]), embedded.of(images[:, :, shots:])
-    support_y, query_y = sampler.labels(count)
-    return algorithm.classify(support, support_y, query, sampler.task.ways), query_y
+class Forward:
+    """Progress that never goes back, though work may be repeated.
+
+    Args:
+        advance: called with each amount of progress.
+    """
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance, self._position = advance, 0
+
+    def to(self, start: int, stop: int, fraction: float) -> None:
+        """Go on to a fraction, in 0..1, of the way from ``start`` to ``stop``, unless that has been passed."""
+        position = start + int((stop - start) * fraction)
+        if position > self._position:
+            self._advance(position - self._position)
+            self._position = position
 
 
-def _embed(
-    algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware, advance: Callable[[int], None]
-) -> Embedded:
+def _table(
+    compute: Callable[[range], Tensor],
+    count: int,
+    hardware: Hardware,
+    progress: Callable[[float], None],
+    *,
+    unit: int,
+    per_episode: int = 1,
+    limit: int | None = None,
+) -> Tensor:
+    """The rows ``[n, ...]`` of ``compute`` for ``range(count)``, computed by all processes and known to all.
+
+    Args:
+        compute: rows of a part of the range.
+        count: how many rows.
+        hardware: see `evaluate`.
+        progress: called with the fraction that is done.
+        unit: the shares of the processes are multiples of it.
+        per_episode: rows of an episode; those of ``hardware.task_chunk`` episodes are computed at once.
+        limit: but no more rows than this.
+    """
+    processes = hardware.processes
+    share = processes.share(count, unit)
+    most = max(1, min(limit or count, len(share)))
+
+    def mine(chunk: int) -> Tensor | None:
+        size, rows = min(most, chunk * per_episode), []
+        for first in range(share.start, share.stop, size):
+            part = range(first, min(first + size, share.stop))
+            with hardware.autocast():
+                rows.append(compute(part))
+            progress((part.stop - share.start) / len(share))
+        return torch.cat(rows) if rows else None
+
+    return processes.gather(processes.together(lambda: hardware.within_memory("evaluation", -(-most // per_episode), mine)))
+
+
+def _embed(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware, forward: Forward) -> Embedded:
     """Embed every image that occurs in the first ``episodes`` episodes, each in one of the processes."""
     images = torch.from_numpy(_occurring(sampler, episodes))
-    task, share = sampler.task, hardware.processes.share(len(images), _IMAGES)
-    at_once = min(_IMAGES, hardware.task_chunk * task.ways * (task.shots + task.queries))
-    batches = images[share.start : share.stop].split(at_once) if share else ()
-    table: list[Tensor] = []
-    for batch, amount in zip(batches, portions(episodes - episodes // 2, len(batches)), strict=True):
-        table.append(algorithm.embed(sampler.images(batch)))
-        advance(amount)
+    table = _table(
+        lambda part: algorithm.embed(sampler.images(images[part.start : part.stop])),
+        len(images),
+        hardware,
+        lambda part: forward.to(0, episodes // 2, part),
+        unit=_IMAGES,
+        per_episode=sampler.task.ways * (sampler.task.shots + sampler.task.queries),
+        limit=_IMAGES,
+    )
     row = torch.full((int(images[-1]) + 1,), -1)
     row[images] = torch.arange(len(images))
-    return Embedded(hardware.processes.gather(torch.cat(table) if table else None), row.to(sampler.device))
+    return Embedded(table, row.to(sampler.device))
+
+
+def _predict(algorithm: Algorithm, sampler: EpisodeSampler, part: range, embedded: Embedded | None) -> tuple[Tensor, Tensor]:
+    """Query logits and labels of some episodes."""
+    if embedded is None:
+        batch = sampler.batch(part.start, len(part))
+        return algorithm.predict(batch), batch.query_y
+    shots = sampler.task.shots
+    images = sampler.indices(part.start, len(part)).images
+    support, query = embedded.of(images[:, :, :shots]), embedded.of(images[:, :, shots:])
+    support_y, query_y = sampler.labels(len(part))
+    return algorithm.classify(support, support_y, query, sampler.task.ways), query_y
 
 
 def _occurring(sampler: EpisodeSampler, episodes: int) -> np.ndarray:
@@ -127,8 +180,3 @@ def _occurring(sampler: EpisodeSampler, episodes: int) -> np.ndarray:
     for first in range(0, episodes, _DRAWN):
         occurs[sampler.indices(first, min(_DRAWN, episodes - first)).images] = True
     return np.flatnonzero(occurs)
-
-
-def portions(total: int, pieces: int) -> Iterator[int]:
-    """Whole numbers that add up to ``total``, as equal as possible."""
-    return (total * (piece + 1) // pieces - total * piece // pieces for piece in range(pieces))

@@ -93,6 +93,8 @@ class Experiment:
         console.say(report.header(self.settings, self.parts), style="bold")
         console.say(f"folder  {self.folder.path}")
         console.say(f"W&B     {tracker.where}")
+        if self.parts.hardware.compile:
+            console.say("compile on: the first iteration takes minutes, which count as training time")
         if self.start is not None:
             console.say(f"resume  {self.start}, iteration {self.training.progress.iteration}")
 

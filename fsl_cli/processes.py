@@ -28,7 +28,7 @@ T = TypeVar("T")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
 _FOREVER = timedelta(days=1)  # a process that has died is noticed by its connection, a slow one is waited for
 _LAST_WORDS = timedelta(seconds=20)  # torchrun kills after 30
-_POLL_SECONDS = 0.001
+_LONGEST_PAUSE = 0.01  # seconds between looking whether the others have come
 
 
 class Processes:
@@ -120,8 +120,7 @@ class Several(Processes):
     def together(self, work: Callable[[], T]) -> T:
         """See `Processes.together`."""
         result, error = _attempt(work)
-        self._meet()
-        if self.numbers([error is not None])[0]:
+        if self._meet(error is not None):
             with self._others():
                 errors: list[FslError | None] = [None] * self.size
                 self._group.all_gather_object(errors, error)
@@ -174,13 +173,16 @@ class Several(Processes):
             self._torch.manual_seed(seed + self.rank)
             yield
 
-    def _meet(self) -> None:
-        """Wait for the others where that may take long, open to Ctrl-C."""
+    def _meet(self, raised: bool = False) -> int:
+        """Wait for the others, open to Ctrl-C. Returns how many have ``raised``."""
         with self._others():
-            work = self._group.all_reduce(self._torch.zeros(1), async_op=True)
+            total = self._torch.tensor(int(raised))
+            work, pause = self._group.all_reduce(total, async_op=True), 0.0
             while not work.is_completed():
-                time.sleep(_POLL_SECONDS)
+                time.sleep(pause)
+                pause = min(_LONGEST_PAUSE, pause + 1e-5)
             work.wait()
+        return int(total)
 
     @contextmanager
     def _others(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from fsl_cli.errors import FslError
 from fsl_cli.exchange import Exchange
 from fsl_cli.hardware import Hardware
 from fsl_cli.signals import held_back
+from fsl_cli.snapshot import Snapshot
 
 
 @dataclass
@@ -90,6 +91,7 @@ class Training:
         self.progress = Progress()
         self._pending: dict[str, list[Tensor]] = {}
         self._exchange = Exchange(algorithm, hardware.processes)
+        self._loss = hardware.compiled(algorithm.loss)
 
     def run(self, hooks: Hooks) -> None:
         """Train until the iterations, the minutes or the patience run out.
@@ -129,8 +131,14 @@ class Training:
         processes = self.hardware.processes
         self.algorithm.train()
         self._exchange.start()
+        share = processes.share(self.settings.meta_batch)
         with processes.own_randomness(self.hardware.device):
-            values = self._gradients(processes.share(self.settings.meta_batch))
+            before = Snapshot(self.algorithm, self.hardware.device)
+            values = processes.together(
+                lambda: self.hardware.within_memory(
+                    "train", len(share), lambda chunk: self._gradients(share, chunk), before.restore
+                )
+            )
         if processes.size > 1:
             values = self._exchange.join(values)
         for name, value in values.items():
@@ -142,8 +150,8 @@ class Training:
         self.progress.iteration += 1
         self._count(time.perf_counter() - started)
 
-    def _gradients(self, share: range) -> dict[str, Tensor]:
-        """Gradients of a share of the iteration's episodes, a chunk at a time.
+    def _gradients(self, share: range, size: int) -> dict[str, Tensor]:
+        """Gradients of a share of the iteration's episodes, ``size`` of them at a time.
 
         Returns:
             The share's part of the loss, the accuracy and the algorithm's metrics, on the device.
@@ -154,10 +162,10 @@ class Training:
         if not share:
             return values
         episodes = self.sampler.batch(self.progress.iteration * count + share.start, len(share))
-        for chunk in episodes.split(self.hardware.task_chunk):
+        for chunk in episodes.split(size):
             weight = len(chunk) / count
             with self.hardware.autocast():
-                step = self.algorithm.loss(chunk)
+                step = self._loss(chunk)
             (step.loss * weight).backward()
             accuracy = metrics.accuracy(step.logits, chunk.query_y).mean()
             for name, value in {"loss": step.loss, "accuracy": accuracy, **step.metrics}.items():

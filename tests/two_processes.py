@@ -250,6 +250,36 @@ def a_loss_that_is_not_finite_in_one_ends_both(folder: Path) -> None:
 
 
 @check
+def memory_that_runs_out_in_one_is_its_own_affair(folder: Path) -> None:
+    for fits in (2, 0):
+        done, alone = (new_training(protonet, used, meta_batch=8, chunk=4) for used in (processes.current(), ALONE))
+        warnings: list[str] = []
+        done.hardware.warn = warnings.append
+        if processes.current().rank == 1:
+            loss = done.algorithm.loss
+
+            def out_of_memory(episodes: Episodes, loss: Any = loss, fits: int = fits) -> Step:
+                step = loss(episodes)
+                if len(episodes) > fits:
+                    raise torch.OutOfMemoryError
+                return step
+
+            done.algorithm.loss = out_of_memory  # type: ignore[method-assign]
+        if fits == 0:
+            with pytest.raises(FslError, match="train: one episode does not fit"):
+                finish(done)
+            continue
+        finish(done)
+        finish(alone)
+        assert done.hardware.task_chunk == (4, 2)[processes.current().rank]
+        assert len(warnings) == processes.current().rank
+        for name, value in alone.algorithm.state_dict().items():
+            if name != "seen":
+                torch.testing.assert_close(done.algorithm.state_dict()[name], value, **EXACT)
+        assert same_in_both(state(done))
+
+
+@check
 def evaluation_is_that_of_one_process(folder: Path) -> None:
     sampler = EpisodeSampler(striped_classes(60, seed=1), "test", TASK, 0)
     for algorithm in (ProtoNet(TinyNet()), ProtoNet(TinyNet(), batch_norm="transductive"), meta_sgd()):

@@ -200,3 +200,22 @@ def test_an_unexpected_failure_is_one_line_and_its_traceback_is_in_the_log(fsl, 
     assert "out of luck" in outcome.err
     assert "Traceback" in (folder / "run.log").read_text()
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
+def test_memory_that_runs_out_is_one_warning(fsl, small, tmp_path, monkeypatch):
+    from fsl_cli.algos.maml import MAML
+
+    half, loss = small("half", "hardware.task_chunk=1"), MAML.loss
+
+    def out_of_memory(self, episodes):
+        if len(episodes) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss(self, episodes)
+
+    monkeypatch.setattr(MAML, "loss", out_of_memory)
+    outcome = fsl("train", *merged((f"hydra.run.dir={tmp_path / 'run'}",)))
+    assert outcome.code == 0
+    warning = "train: 2 episodes at once do not fit into the memory of cpu; going on with 1 (to start with that: hard"
+    assert [line.startswith(f"warning: {warning}") for line in outcome.err.splitlines()] == [True]
+    assert (tmp_path / "run" / "run.log").read_text().count(warning) == 1
+    same_run(half, tmp_path / "run")

@@ -18,7 +18,7 @@ from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import EpisodeSampler, Task
-from fsl_cli.evaluation import evaluate, portions
+from fsl_cli.evaluation import evaluate
 from fsl_cli.hardware import Hardware
 
 TASK = Task(3, 1, 2)
@@ -164,10 +164,3 @@ def test_embedding_is_half_of_the_progress(monkeypatch):
     assert 40 < embed[-1] < classified[0] == 50
     assert classified == list(range(50, 100, 5))
     assert sum(counted) == 100
-
-
-@pytest.mark.parametrize(("total", "pieces"), [(10, 3), (3, 10), (0, 2), (7, 7), (5, 1)])
-def test_portions_add_up_and_are_as_equal_as_possible(total, pieces):
-    found = list(portions(total, pieces))
-    assert (len(found), sum(found)) == (pieces, total)
-    assert max(found) - min(found) <= 1

@@ -12,7 +12,7 @@ import torch
 
 from fsl_cli import environment, hardware
 from fsl_cli.errors import FslError
-from fsl_cli.hardware import Hardware, available_devices, pick_device, seed_everything, set_up
+from fsl_cli.hardware import Hardware, automatic_chunk, available_devices, pick_device, seed_everything, set_up
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +122,20 @@ def test_denormal_numbers_are_flushed():
 def test_episodes_computed_at_once(machine, device, chunk, expected):
     machine(1, True)
     assert set_up(device, "fp32", None, True, chunk).task_chunk == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "numbers", "expected"),
+    [("cpu", 80 * 784, 16), ("cpu", 400 * 784, 3), ("cpu", 80 * 3 * 84 * 84, 1), ("cuda", 400 * 784, 64), ("cuda", 2**24, 4)],
+)
+def test_automatic_chunk_shrinks_with_the_episode(device, numbers, expected):
+    assert automatic_chunk(torch.device(device), numbers) == expected
+
+
+def test_compiling_for_a_processor_is_refused():
+    with pytest.raises(FslError, match="gains nothing") as raised:
+        set_up("cpu", "fp32", None, True, "auto", compile=True)
+    assert raised.value.where == "hardware.compile"
 
 
 def test_autocast_is_bf16_or_nothing():
