@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,14 @@ class Bench:
         repeats: timed runs of each side.
         train: classes for training episodes.
         test: classes for test episodes.
-        pictures: some classes, not rotated, for the peer's own pipeline.
-        scratch: folder for its files.
+        pictures: folder of image files for the peer's own pipeline.
     """
 
     used: hardware.Hardware
     repeats: int
     train: ClassImages
     test: ClassImages
-    pictures: ClassImages
-    scratch: Path
+    pictures: Path
 
     def compare(self, name: str, what: str, ours: Run, theirs: Run, times: float = 1) -> Row:
         """See `benchmark_timing.compare`."""
@@ -120,7 +118,7 @@ def iteration_with_data(bench: Bench) -> Row:
     training = Training(
         algorithm, optimizer, EpisodeSampler(bench.train, "train", task, 0, bench.used.device), settings(), bench.used
     )
-    draw = peer.tasks(bench.pictures, task, bench.scratch / "iteration", bench.used.device)
+    draw = peer.tasks(bench.pictures, task, bench.used.device)
     their_optimizer = torch.optim.Adam(theirs.parameters(), lr=0.001)
 
     def other() -> None:
@@ -136,7 +134,7 @@ def sampling(bench: Bench) -> Row:
     """Drawing episodes, as tensors on the device."""
     task = Task(5, 1, 1)
     sampler = EpisodeSampler(bench.train, "train", task, 0, bench.used.device)
-    draw = peer.tasks(bench.pictures, task, bench.scratch / "sampling", bench.used.device)
+    draw = peer.tasks(bench.pictures, task, bench.used.device)
 
     def mine() -> None:
         for first in range(0, 3200, 32):
@@ -156,17 +154,17 @@ def proto_eval(bench: Bench) -> Row:
     algorithm = ProtoNet(Conv4((1, 28, 28))).to(bench.used.device)
     theirs = peer.omniglot_net(maml(bench, task.ways, 1).net, task.ways, bench.used.device).features.eval()
     sampler = EpisodeSampler(bench.test, "test", task, 0, bench.used.device)
-    draw = peer.tasks(bench.pictures, task, bench.scratch / "proto", bench.used.device)
+    draw = peer.tasks(bench.pictures, task, bench.used.device)
 
     def mine() -> None:
         evaluate(algorithm, sampler, 10_000, bench.used)
 
     def other() -> None:
-        for _ in range(50):
+        for _ in range(20):
             peer.prototypical_accuracy(theirs, draw())
 
-    what = f"testing ProtoNet on 10,000 episodes, {task} (learn2learn: 50, times 200)"
-    return bench.compare("proto_eval_10k", what, mine, other, times=200)
+    what = f"testing ProtoNet on 10,000 episodes, {task} (learn2learn: 20, times 500)"
+    return bench.compare("proto_eval_10k", what, mine, other, times=500)
 
 
 def inner_steps_memory(bench: Bench) -> Row:
@@ -259,9 +257,9 @@ def machine(used: hardware.Hardware, dataset: str) -> dict[str, Any]:
 
 def table(rows: list[Row]) -> Table:
     """For people."""
-    made = Table(title="seconds: median of alternating runs; MB: peak of tensor memory", title_justify="left")
-    made.add_column("row", overflow="fold")
-    for name in ("fsl s", "learn2learn s", "ratio", "fsl MB", "learn2learn MB"):
+    made = Table(title="s: median of alternating runs; MB: peak of tensor memory", title_justify="left")
+    made.add_column("row", no_wrap=True)
+    for name in ("fsl s", "l2l s", "ratio", "fsl MB", "l2l MB"):
         made.add_column(name, justify="right")
     for row in rows:
         figures = (
@@ -275,7 +273,7 @@ def table(rows: list[Row]) -> Table:
     return made
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, default="quick", help="quick: under two minutes on two cores")
@@ -283,11 +281,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="as hardware.device")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
     parser.add_argument("--task-chunk", type=int, help="tasks computed at once on our side; as hardware.task_chunk")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     console = Console()
     try:
         used = hardware.set_up(chosen.device, chosen.precision, None, False, chosen.task_chunk or "auto")
-        name, *splits = images()
+        name, train, test, pictures = images()
         peer.imported("algorithms")
     except FslError as error:
         parser.error(str(error))
@@ -296,7 +294,8 @@ def main() -> None:
     make, repeats = SUITES[chosen.suite]
     rows = []
     with tempfile.TemporaryDirectory() as scratch, console.status("measuring") as status:
-        for row in make(Bench(used, repeats, *splits, Path(scratch))):
+        peer.write_pictures(pictures, Path(scratch))
+        for row in make(Bench(used, repeats, train, test, Path(scratch))):
             rows.append(row)
             console.print(f"{row.name}: {row.ratio:.1f}x  {row.what}")
             status.update(f"measuring; {row.name} is done")

@@ -57,13 +57,33 @@ def meta_step(maml: Any, episodes: Episodes, steps: int) -> float:
     return total / len(episodes)
 
 
-def tasks(images: ClassImages, task: Task, folder: Path, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
-    """Its Omniglot pipeline, as in its ``omniglot_tasksets``, on image files with the same pictures.
+def write_pictures(images: ClassImages, folder: Path) -> None:
+    """Image files as Omniglot has them, black on white, half of the classes in each archive, and the index of labels.
 
     Args:
-        images: grey images, a few for each class.
+        images: grey images.
+        folder: where; must not hold any.
+    """
+    labels: list[int] = []
+    for index, (count, offset) in enumerate(zip(images.counts, images.offsets, strict=True)):
+        archive = "images_background" if index < len(images) // 2 else "images_evaluation"
+        place = folder / "omniglot-py" / archive / "Alphabet" / f"character{index:05d}"
+        place.mkdir(parents=True)
+        for drawing in range(count):
+            picture = Image.fromarray(255 - images.images[offset + drawing, 0].numpy())
+            picture.resize((105, 105)).convert("1").save(place / f"{drawing:02d}.png")
+            labels.append(index)
+    by_label = {index: [i for i, label in enumerate(labels) if label == index] for index in range(len(images))}
+    book = {"labels_to_indices": by_label, "indices_to_labels": dict(enumerate(labels)), "labels": list(by_label)}
+    (folder / "omniglot-bookkeeping.pkl").write_bytes(pickle.dumps(book))
+
+
+def tasks(folder: Path, task: Task, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
+    """Its Omniglot pipeline, as in its ``omniglot_tasksets``.
+
+    Args:
+        folder: made by `write_pictures`.
         task: shape of a task.
-        folder: empty; the pictures are written there in the layout of Omniglot.
         device: where the tensors are moved, as its examples do.
 
     Returns:
@@ -72,8 +92,8 @@ def tasks(images: ClassImages, task: Task, folder: Path, device: torch.device) -
     from torchvision import transforms
     from torchvision.datasets.omniglot import Omniglot
 
-    _write(images, folder)
-    Omniglot._check_integrity = lambda self: True  # which wants the archives as well, with their official checksums
+    # It wants the archives as well, with their official checksums.
+    Omniglot._check_integrity = lambda self: True  # type: ignore[method-assign]
     data, vision = imported("data"), imported("vision")
     steps = [transforms.Resize(28, interpolation=Image.Resampling.LANCZOS), transforms.ToTensor(), lambda x: 1.0 - x]
     files = vision.datasets.FullOmniglot(root=str(folder), transform=transforms.Compose(steps), download=False)
@@ -104,19 +124,3 @@ def prototypical_accuracy(features: nn.Module, drawn: tuple[Tensor, ...]) -> flo
         embedded = features(torch.cat([support_x, query_x]))
         classifier = imported("nn").PrototypicalClassifier(embedded[: len(support_y)], support_y)
         return (classifier(embedded[len(support_y) :]).argmax(-1) == query_y).float().mean().item()
-
-
-def _write(images: ClassImages, folder: Path) -> None:
-    """PNG files, black on white, half of the classes in each of Omniglot's two archives, and its index of labels."""
-    labels = []
-    for index, (count, offset) in enumerate(zip(images.counts, images.offsets, strict=True)):
-        archive = "images_background" if index < len(images) // 2 else "images_evaluation"
-        place = folder / "omniglot-py" / archive / "Alphabet" / f"character{index:05d}"
-        place.mkdir(parents=True)
-        for drawing in range(count):
-            picture = Image.fromarray(255 - images.images[offset + drawing, 0].numpy())
-            picture.resize((105, 105)).convert("1").save(place / f"{drawing:02d}.png")
-            labels.append(index)
-    by_label = {index: [i for i, label in enumerate(labels) if label == index] for index in range(len(images))}
-    book = {"labels_to_indices": by_label, "indices_to_labels": dict(enumerate(labels)), "labels": list(by_label)}
-    (folder / "omniglot-bookkeeping.pkl").write_bytes(pickle.dumps(book))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import TinyNet, random_episodes
+from problems import TinyNet, random_episodes, sampler
+from small_training import train_settings
 from torch import nn
 
 from fsl_cli.algos.maml import MAML
@@ -15,10 +17,13 @@ from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.backbones.resnet12 import ResNet12
+from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
+from fsl_cli.hardware import Hardware
 from fsl_cli.inner.layers import Flatten, Layer, MaxPool, MeanOverPositions, Product, ReLU, Windows
 from fsl_cli.inner.normalisation import BatchNormLayer
 from fsl_cli.inner.translation import network_of
+from fsl_cli.training import Training
 
 EPISODES = random_episodes()  # three tasks of 6x6 images
 
@@ -145,6 +150,44 @@ def test_backbones_in_single_precision(downsample):
         )
     for mine, theirs in zip(*found, strict=True):
         assert (mine - theirs).norm() <= 1e-3 * theirs.norm()
+
+
+def test_bf16_rounds_the_products_and_nothing_else():
+    """Close to float32, forward and backward, with float32 weights, gradients and logits; not equal to it."""
+    episodes = random_episodes(ways=3, shots=2, queries=3, tasks=2, size=12).to(dtype=torch.float32)
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        algorithm = MAML(Conv4((1, 12, 12), filters=8), 8, 3, "fast", inner_steps=2, inner_lr=0.05)
+        nn.init.normal_(algorithm.net.head.weight)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            step = algorithm.loss(episodes)
+        step.loss.backward()  # outside autocast, as training does it
+        gradient = torch.cat([each.grad.flatten() for each in algorithm.parameters() if each.grad is not None])
+        assert (gradient.dtype, step.logits.dtype) == (torch.float32, torch.float32)
+        found.append((step.loss.item(), gradient))
+    (exact_loss, exact), (loss, gradient) = found
+    assert loss == pytest.approx(exact_loss, rel=0.02)
+    assert loss != exact_loss
+    assert F.cosine_similarity(gradient, exact, dim=0) > 0.9
+
+
+@pytest.mark.slow
+def test_compiled_training_takes_the_same_steps(monkeypatch):
+    """Through `torch.compile` with its tracing but without its code generator, which needs minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        algorithm = MAML(MLP((1, 12, 12), widths=[8]), 8, 3, inner_steps=2, inner_lr=0.1)
+        hardware = Hardware(torch.device("cpu"), "fp32", 4, compile=compiled)
+        optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
+        training = Training(algorithm, optimizer, sampler(Task(3, 1, 2)), train_settings(), hardware)
+        for _ in range(2):
+            training.step()
+        weights.append(torch.cat([each.detach().flatten() for each in algorithm.parameters()]))
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 20  # it went through the compiler
+    torch.testing.assert_close(weights[1], weights[0])
 
 
 # --- what it takes

@@ -1,0 +1,114 @@
+"""The benchmark compares like with like, and says what it measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from problems import striped_classes
+
+from fsl_cli import hardware
+from fsl_cli.datasets.class_images import ClassImages
+from fsl_cli.episodes import Task
+
+pytest.importorskip("learn2learn")
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import benchmark
+import benchmark_peer
+from benchmark_timing import alternate, compare, peak_mb
+
+CPU = torch.device("cpu")
+IMAGES = striped_classes(classes=24, images=20, size=28)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    benchmark_peer.write_pictures(ClassImages(IMAGES.images[:160], IMAGES.counts[:8], IMAGES.names[:8]), tmp_path)
+    used = hardware.Hardware(CPU, "fp32", 2)
+    return benchmark.Bench(used, 1, IMAGES, IMAGES, tmp_path)
+
+
+def test_peak_memory_is_what_lives_at_the_same_time():
+    def run() -> None:
+        first = torch.ones(2**20)  # 4 MiB
+        del first
+        second, third = torch.ones(2**20), torch.ones(2**19)
+        del second, third
+
+    assert peak_mb(run, CPU) == pytest.approx(6, abs=0.01)
+
+
+def test_runs_take_turns_and_the_first_of_each_is_not_counted():
+    calls: list[str] = []
+    assert len(alternate([lambda: calls.append("a"), lambda: calls.append("b")], 2, CPU)) == 2
+    assert "".join(calls) == "ababab"
+
+
+def test_a_ratio_above_one_means_that_ours_is_faster():
+    row = compare("name", "what", lambda: None, lambda: sum(range(10**5)), 3, CPU, times=10)
+    assert row.ratio == pytest.approx(row.peer_s / row.ours_s)
+    assert row.ratio > 10
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_both_sides_have_the_same_loss_and_the_same_outer_gradient(bench, steps):
+    episodes = benchmark.EpisodeSampler(IMAGES, "train", Task(5, 1, 3), 0).batch(0, 3)
+    algorithm = benchmark.maml(bench, 5, steps)
+    theirs = benchmark_peer.meta_learner(benchmark_peer.omniglot_net(algorithm.net, 5, CPU), benchmark.INNER_LR)
+    mine, other = (module.double() for module in (algorithm, theirs))
+    exact = episodes.to(dtype=torch.float64)
+    loss = benchmark.outer_gradient(bench, mine, exact)
+    assert benchmark_peer.meta_step(other, exact, steps) == pytest.approx(loss, rel=1e-9)
+    pairs = [(mine.net.head.weight, other.module.classifier.weight), (mine.net.head.bias, other.module.classifier.bias)]
+    for mine_block, block in zip(mine.net.body.blocks, other.module.base, strict=True):
+        pairs += [(mine_block[0].weight, block.conv.weight), (mine_block[1].weight, block.normalize.weight)]
+        pairs += [(mine_block[1].bias, block.normalize.bias)]
+    for ours, their in pairs:
+        torch.testing.assert_close(ours.grad, their.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_different_numbers_are_not_timed():
+    with pytest.raises(SystemExit, match="not the same numbers"):
+        benchmark.must_agree("row", 1.0, 1.1)
+
+
+def test_the_peers_pipeline_draws_tasks_of_the_same_shape(bench):
+    support_x, support_y, query_x, query_y = benchmark_peer.tasks(bench.pictures, Task(5, 1, 3), CPU)()
+    assert (support_x.shape, query_x.shape) == ((5, 1, 28, 28), (15, 1, 28, 28))
+    assert sorted(support_y.tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(query_y.tolist()) == sorted([0, 1, 2, 3, 4] * 3)
+    assert 0 <= support_x.min() < support_x.max() <= 1
+
+
+def test_it_prints_a_table_and_writes_json(bench, tmp_path, monkeypatch, capsys):
+    def tiny(given):
+        yield benchmark.meta_step(given, "meta_step_5steps_1query", Task(5, 1, 1), 1, tasks=2)
+        yield benchmark.iteration_with_data(given)
+
+    monkeypatch.setattr(benchmark, "SUITES", {"quick": (tiny, 1)})
+    monkeypatch.setattr(benchmark, "images", lambda: ("stripes", IMAGES, IMAGES, IMAGES))
+    monkeypatch.setattr(hardware, "set_up", lambda *settings: bench.used)
+    benchmark.main(["--json", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["machine"]["images"] == "stripes"
+    assert found["machine"]["learn2learn"] == "0.2.0"
+    assert [row["name"] for row in found["rows"]] == ["meta_step_5steps_1query", "iteration_with_data"]
+    for row in found["rows"]:
+        assert row.keys() >= {"name", "ours_s", "peer_s", "ratio", "ours_peak_mb", "peer_peak_mb"}
+        assert row["ratio"] == pytest.approx(row["peer_s"] / row["ours_s"])
+        assert row["ours_peak_mb"] > 1
+    shown = capsys.readouterr().out
+    assert "meta_step_5steps_1query" in shown
+    assert "hours" in shown
+
+
+def test_the_quick_suite_has_the_rows_of_the_readme(monkeypatch):
+    rows = []
+    for name in ("meta_step", "iteration_with_data", "sampling", "proto_eval"):
+        monkeypatch.setattr(benchmark, name, lambda *arguments, name=name: rows.append(arguments[1:2] or name))
+    list(benchmark.quick(None))
+    names = [("meta_step_5steps_1query",), ("meta_step_5steps_15query",), "iteration_with_data", "sampling", "proto_eval"]
+    assert rows == names
