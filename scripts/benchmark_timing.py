@@ -30,10 +30,33 @@ class Row:
     peer_peak_mb: float
 
 
-def compare(name: str, what: str, ours: Run, theirs: Run, repeats: int, device: torch.device, times: float = 1) -> Row:
-    """Time both sides in turns, then measure their memory; the peer's seconds are multiplied by ``times``."""
+def compare(
+    name: str,
+    what: str,
+    ours: Run,
+    theirs: Run,
+    repeats: int,
+    device: torch.device,
+    *,
+    times: float = 1,
+    theirs_small: Run | None = None,
+) -> Row:
+    """Time both sides in turns, then measure their memory.
+
+    Args:
+        name: of the row.
+        what: is compared, for people.
+        ours: our side.
+        theirs: the peer's.
+        repeats: timed runs of each.
+        device: where they run.
+        times: the peer's seconds are multiplied by it.
+        theirs_small: a run of the peer that takes less time and has the same peak of memory.
+    """
     mine, other = alternate([ours, theirs], repeats, device)
-    return Row(name, what, mine, times * other, times * other / mine, peak_mb(ours, device), peak_mb(theirs, device))
+    return Row(
+        name, what, mine, times * other, times * other / mine, peak_mb(ours, device), peak_mb(theirs_small or theirs, device)
+    )
 
 
 def alternate(runs: list[Run], repeats: int, device: torch.device) -> list[float]:
