@@ -6,7 +6,8 @@ With c = x - mean(x) and r = (mean(c^2) + eps)^(-1/2), means over the n rows tha
     dbeta = sum dz,    dgamma = r q,    q = sum dz c
     dx = gamma r (dz - (dbeta + r^2 q c) / n)    on the rows that normalise,    gamma r dz    on others
 
-The tangents are the derivatives of these lines, with tr = -r^3 mean(c tx).
+The tangents are the derivatives of these lines, with tc = tx - mean(tx) and tr = -r^3 mean(c tx). tc itself is never
+made: what is needed of it are sums, and a pass over memory costs more than they do.
 """
 
 from __future__ import annotations
@@ -60,8 +61,11 @@ class BatchNormLayer(Layer):
         if not need_dx:
             return None
         s = r * w[self.weight]
+        by_mean, by_variance = s * dbeta / -n, s * r.square() * q / -n
+        if n == c.shape[1]:
+            return torch.addcmul(by_mean, dz, s).addcmul_(c, by_variance).view(dy.shape)
         dx = dz * s
-        dx[:, :n].addcmul_(c[:, :n], r.square() * q * s / -n).sub_(s * dbeta / n)
+        dx[:, :n].addcmul_(c[:, :n], by_variance).add_(by_mean)
         return dx.view(dy.shape)
 
     def forward_tangent(self, w: Weights, tw: Weights, tx: Tensor | None, saved: Saved) -> Tensor | None:
@@ -70,14 +74,17 @@ class BatchNormLayer(Layer):
             return None
         c, r = saved["c"], saved["r"]
         zero = torch.zeros_like(r)
-        tz, tr = tw.get(self.bias, zero), zero
+        tbeta, tgamma, tr = tw.get(self.bias, zero), tw.get(self.weight, zero), zero
         if tx is not None:
-            flat = rows(tx)
-            tc = saved["tc"] = flat - flat.mean(1, keepdim=True)
-            tr = saved["tr"] = -(r**3) * (c * tc).mean(1, keepdim=True)
-            tz = torch.addcmul(tz, tc, r * w[self.weight])
-        ts = saved["ts"] = tr * w[self.weight] + r * tw.get(self.weight, zero)
-        tz = torch.addcmul(tz, c, ts)
+            tx = saved["tx"] = rows(tx)
+            mean = saved["tx_mean"] = tx.mean(1, keepdim=True)
+            tr = saved["tr"] = -(r**3) * (c * tx).mean(1, keepdim=True)
+        ts = saved["ts"] = tr * w[self.weight] + r * tgamma
+        if tx is None:
+            tz = torch.addcmul(tbeta, c, ts)
+        else:
+            s = r * w[self.weight]
+            tz = torch.addcmul(tbeta - mean * s, tx, s).addcmul_(c, ts)
         return self._through_relu(tz, saved).view(saved["shape"])
 
     def backward_tangent(
@@ -86,20 +93,20 @@ class BatchNormLayer(Layer):
         """``tdx = ts (dz - dbeta/n - b c) + s (tdz - tdbeta/n - tb c - b tc)``, with ``b = r^2 q / n``."""
         c, r, n, dz, dbeta, q = (saved[name] for name in ("c", "r", "n", "dz", "dbeta", "q"))
         zero = torch.zeros_like(r)
-        tc, tr, ts = saved.get("tc"), saved.get("tr", zero), saved.get("ts", zero)
+        tx, mean, tr, ts = saved.get("tx"), saved.get("tx_mean", zero), saved.get("tr", zero), saved.get("ts", zero)
         tdz = self._through_relu(tdy, saved)
         tdbeta = tdz.sum(1, keepdim=True)
-        products = tdz * c if tc is None else (tdz * c).addcmul_(dz, tc)
-        tq = products.sum(1, keepdim=True)
+        products = tdz * c if tx is None else (tdz * c).addcmul_(dz, tx)
+        tq = products.sum(1, keepdim=True) - mean * dbeta
         tdw[self.weight] = to_shape_of(w[self.weight], tr * q + r * tq)
         tdw[self.bias] = to_shape_of(w[self.bias], tdbeta)
         if not need_dx:
             return None
         s, b, tb = r * w[self.weight], r.square() * q / n, (2 * r * tr * q + r.square() * tq) / n
-        tdx = torch.addcmul((ts * dbeta + s * tdbeta) / -n, dz, ts)
+        tdx = torch.addcmul(s * b * mean - (ts * dbeta + s * tdbeta) / n, dz, ts)
         tdx.addcmul_(tdz, s).addcmul_(c, -(ts * b + s * tb))
-        if tc is not None:
-            tdx.addcmul_(tc, -s * b)
+        if tx is not None:
+            tdx.addcmul_(tx, -s * b)
         return tdx.view(tdy.shape)
 
     def _through_relu(self, dy: Tensor, saved: Saved) -> Tensor:
