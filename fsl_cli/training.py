@@ -91,7 +91,7 @@ class Training:
         self.progress = Progress()
         self._pending: dict[str, list[Tensor]] = {}
         self._exchange = Exchange(algorithm, hardware.processes)
-        self._loss = hardware.compiled(algorithm.loss)
+        self._loss = hardware.compiled(lambda episodes: self.algorithm.loss(episodes))
 
     def run(self, hooks: Hooks) -> None:
         """Train until the iterations, the minutes or the patience run out.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
@@ -33,4 +34,4 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), BatchNorm(outputs), nn.ReLU()]
-        super().__init__(*layers)
+        super().__init__(OrderedDict(layers=nn.Sequential(*layers)))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +13,9 @@ from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import Task
 
 pytest.importorskip("learn2learn")
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import benchmark
 import benchmark_peer
+import benchmark_rows
 from benchmark_timing import alternate, compare, peak_mb
 
 CPU = torch.device("cpu")
@@ -28,7 +26,7 @@ IMAGES = striped_classes(classes=24, images=20, size=28)
 def bench(tmp_path):
     benchmark_peer.write_pictures(ClassImages(IMAGES.images[:160], IMAGES.counts[:8], IMAGES.names[:8]), tmp_path)
     used = hardware.Hardware(CPU, "fp32", 2)
-    return benchmark.Bench(used, 1, IMAGES, IMAGES, tmp_path)
+    return benchmark_rows.Bench(used, 1, IMAGES, IMAGES, tmp_path)
 
 
 def test_peak_memory_is_what_lives_at_the_same_time():
@@ -55,12 +53,12 @@ def test_a_ratio_above_one_means_that_ours_is_faster():
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_both_sides_have_the_same_loss_and_the_same_outer_gradient(bench, steps):
-    episodes = benchmark.EpisodeSampler(IMAGES, "train", Task(5, 1, 3), 0).batch(0, 3)
-    algorithm = benchmark.maml(bench, 5, steps)
-    theirs = benchmark_peer.meta_learner(benchmark_peer.omniglot_net(algorithm.net, 5, CPU), benchmark.INNER_LR)
+    episodes = benchmark_rows.EpisodeSampler(IMAGES, "train", Task(5, 1, 3), 0).batch(0, 3)
+    algorithm = benchmark_rows.maml(bench, 5, steps)
+    theirs = benchmark_peer.meta_learner(benchmark_peer.omniglot_net(algorithm.net, 5, CPU), benchmark_rows.INNER_LR)
     mine, other = (module.double() for module in (algorithm, theirs))
     exact = episodes.to(dtype=torch.float64)
-    loss = benchmark.outer_gradient(bench, mine, exact)
+    loss = benchmark_rows.outer_gradient(bench.used, mine, exact)
     assert benchmark_peer.meta_step(other, exact, steps) == pytest.approx(loss, rel=1e-9)
     pairs = [(mine.net.head.weight, other.module.classifier.weight), (mine.net.head.bias, other.module.classifier.bias)]
     for mine_block, block in zip(mine.net.body.blocks, other.module.base, strict=True):
@@ -72,7 +70,7 @@ def test_both_sides_have_the_same_loss_and_the_same_outer_gradient(bench, steps)
 
 def test_different_numbers_are_not_timed():
     with pytest.raises(SystemExit, match="not the same numbers"):
-        benchmark.must_agree("row", 1.0, 1.1)
+        benchmark_rows.must_agree("row", 1.0, 1.1)
 
 
 def test_the_peers_pipeline_draws_tasks_of_the_same_shape(bench):
@@ -85,8 +83,8 @@ def test_the_peers_pipeline_draws_tasks_of_the_same_shape(bench):
 
 def test_it_prints_a_table_and_writes_json(bench, tmp_path, monkeypatch, capsys):
     def tiny(given):
-        yield benchmark.meta_step(given, "meta_step_5steps_1query", Task(5, 1, 1), 1, tasks=2)
-        yield benchmark.iteration_with_data(given)
+        yield benchmark_rows.meta_step(given, "meta_step_5steps_1query", Task(5, 1, 1), 1, tasks=2)
+        yield benchmark_rows.iteration_with_data(given)
 
     monkeypatch.setattr(benchmark, "SUITES", {"quick": (tiny, 1)})
     monkeypatch.setattr(benchmark, "images", lambda: ("stripes", IMAGES, IMAGES, IMAGES))
@@ -108,7 +106,7 @@ def test_it_prints_a_table_and_writes_json(bench, tmp_path, monkeypatch, capsys)
 def test_the_quick_suite_has_the_rows_of_the_readme(monkeypatch):
     rows = []
     for name in ("meta_step", "iteration_with_data", "sampling", "proto_eval"):
-        monkeypatch.setattr(benchmark, name, lambda *arguments, name=name: rows.append(arguments[1:2] or name))
-    list(benchmark.quick(None))
+        monkeypatch.setattr(benchmark_rows, name, lambda *arguments, name=name: rows.append(arguments[1:2] or name))
+    list(benchmark_rows.quick(None))
     names = [("meta_step_5steps_1query",), ("meta_step_5steps_15query",), "iteration_with_data", "sampling", "proto_eval"]
     assert rows == names

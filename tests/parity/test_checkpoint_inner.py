@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from benchmark_timing import peak_mb
 from problems import TinyNet, random_episodes
 from torch import nn
 
@@ -14,9 +12,6 @@ from fsl_cli.algos.maml import MAML
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.errors import FslError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from benchmark_timing import peak_mb
 
 EPISODES = random_episodes()
 

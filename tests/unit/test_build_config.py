@@ -82,7 +82,7 @@ def test_a_member_has_exactly_the_options_of_its_constructor(group, name):
 
 @pytest.mark.parametrize("name", choices("hardware"))
 def test_hardware_has_exactly_the_settings_that_are_used(name):
-    used = set(inspect.signature(hardware.set_up).parameters) | {"engine"}
+    used = set(inspect.signature(hardware.set_up).parameters) - {"warn"} | {"engine"}
     assert set(composed(f"hardware={name}")["hardware"]) == set(config.HardwareSettings.model_fields) == used
 
 
