@@ -11,10 +11,12 @@ derivative along the direction) of x, None where x does not move.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from fsl_cli.inner.products import multiply, outer, rows, to_shape_of
 
 Weights = Mapping[str, Tensor]
 Saved = dict[str, Any]
+_CACHED_NUMBERS = 2**20
 
 
 class Layer(ABC):
@@ -147,28 +150,41 @@ class Windows(PiecewiseLinear):
 
     def linear(self, x: Tensor, saved: Saved) -> Tensor:
         """Copy every window."""
-        (top, left), (down, right) = self.padding, self.stride
-        padded = F.pad(x, (0, 0, left, left, top, top)).contiguous()
-        tasks, images, height, width, channels = padded.shape
-        outputs = ((height - self.kernel[0]) // down + 1, (width - self.kernel[1]) // right + 1)
-        task, image, row, column, channel = padded.stride()
-        windows = padded.as_strided(
-            (tasks, images, *outputs, *self.kernel, channels),
-            (task, image, down * row, right * column, row, column, channel),
-        )
-        return windows.reshape(tasks, images, *outputs, -1)
+        tasks, images, *size, channels = x.shape
+        outputs = [(size[i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1 for i in (0, 1)]
+        y = x.new_empty(tasks, images, *outputs, *self.kernel, channels)
+        count = self._tasks_in_cache(x)
+        for there, here in zip(y.split(count), x.split(count), strict=True):
+            there.copy_(self._windows(here, there.shape))
+        return y.flatten(4)
 
     def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
         """Add every window to the place it came from (col2im)."""
-        height, width = saved["size"]
-        windows = dy.unflatten(-1, (*self.kernel, -1))
-        dx = dy.new_zeros(*dy.shape[:2], height, width, windows.shape[-1])
-        for i in range(self.kernel[0]):
-            there, here = _overlap(i - self.padding[0], self.stride[0], dy.shape[2], height)
-            for j in range(self.kernel[1]):
-                right, left = _overlap(j - self.padding[1], self.stride[1], dy.shape[3], width)
-                dx[:, :, here, left] += windows[:, :, there, right, i, j]
+        dx = dy.new_zeros(*dy.shape[:2], *saved["size"], dy.shape[-1] // math.prod(self.kernel))
+        count = self._tasks_in_cache(dx)
+        for here, there in zip(dx.split(count), dy.unflatten(-1, (*self.kernel, -1)).split(count), strict=True):
+            self._add_windows(here, there)
         return dx
+
+    def _windows(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """The windows as a view of a padded copy of the images."""
+        (top, left), (down, right) = self.padding, self.stride
+        padded = F.pad(x, (0, 0, left, left, top, top)).contiguous()
+        task, image, row, column, channel = padded.stride()
+        return padded.as_strided(shape, (task, image, down * row, right * column, row, column, channel))
+
+    def _add_windows(self, dx: Tensor, windows: Tensor) -> None:
+        for i in range(self.kernel[0]):
+            there, here = _overlap(i - self.padding[0], self.stride[0], windows.shape[2], dx.shape[2])
+            for j in range(self.kernel[1]):
+                right, left = _overlap(j - self.padding[1], self.stride[1], windows.shape[3], dx.shape[3])
+                dx[:, :, here, left] += windows[:, :, there, right, i, j]
+
+    @staticmethod
+    def _tasks_in_cache(images: Tensor) -> int:
+        """How many tasks at a time: on a processor the windows, read in nine strides, should stay in its cache."""
+        tasks = images.shape[0]
+        return tasks if images.device.type != "cpu" else max(1, _CACHED_NUMBERS // images[0].numel())
 
 
 def _overlap(offset: int, stride: int, windows: int, size: int) -> tuple[slice, slice]:
