@@ -43,7 +43,7 @@ def fast_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
         support_x, query_x = body(support_x), inner.query_outputs(inner.net.body, body, support_x, query_x, axis=1)
     fast = FastModule(module)
     alpha = fast.network.pack(step_sizes)
-    support_loss = fast.support_loss(support_x, episodes.support_y)
+    support_loss = fast.support_loss(support_x, episodes.support_y, episodes.ways)
     gradient = partial(support_loss.gradient, first_order=inner.first_order)
     adapted = {name: fast.weights[name] for name in alpha}
     adapted = adapt(gradient, adapted, alpha, steps, checkpoint=inner.checkpoint)
@@ -76,15 +76,16 @@ class FastModule:
         y: Tensor = _Outputs.apply(self.network, tuple(weights), self.network.prepare(x), *weights.values())
         return y
 
-    def support_loss(self, x: Tensor, labels: Tensor) -> SupportLoss:
-        """The mean cross-entropy of each task's support set, as a function of the weights."""
-        targets = F.one_hot(labels, self.outputs).to(x.dtype)
-        return SupportLoss(self.network, self.weights, self.network.prepare(x), targets)
+    def support_loss(self, x: Tensor, labels: Tensor, ways: int) -> SupportLoss:
+        """The mean cross-entropy of each task's support set, as a function of the weights.
 
-    @property
-    def outputs(self) -> int:
-        """Width of the output."""
-        return list(self.weights.values())[-1].shape[-1]
+        Args:
+            x: support images or features.
+            labels: int64 ``[T, B]``.
+            ways: N.
+        """
+        targets = F.one_hot(labels, ways).to(x.dtype)
+        return SupportLoss(self.network, self.weights, self.network.prepare(x), targets)
 
 
 @dataclass(frozen=True)
