@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fsl_cli.backbones.batch_norm import BatchNorm
-from fsl_cli.inner.layers import Flatten, Layer, MaxPool, MeanOverPositions, Product, ReLU, Windows
+from fsl_cli.inner.layers import Layer, Product
 from fsl_cli.inner.network import Network, Packing
 from fsl_cli.inner.normalisation import BatchNormLayer
+from fsl_cli.inner.piecewise_linear import Flatten, MaxPool, MeanOverPositions, ReLU, Windows
 
 
 def network_of(module: nn.Module) -> Network | None:

@@ -20,8 +20,9 @@ from fsl_cli.backbones.resnet12 import ResNet12
 from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
 from fsl_cli.hardware import Hardware
-from fsl_cli.inner.layers import Flatten, Layer, MaxPool, MeanOverPositions, Product, ReLU, Windows
+from fsl_cli.inner.layers import Layer, Product
 from fsl_cli.inner.normalisation import BatchNormLayer
+from fsl_cli.inner.piecewise_linear import Flatten, MaxPool, MeanOverPositions, ReLU, Windows
 from fsl_cli.inner.translation import network_of
 from fsl_cli.training import Training
 
