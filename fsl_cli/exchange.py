@@ -35,7 +35,8 @@ class Exchange:
 
     def start(self) -> None:
         """Remember the averages as they are before the step."""
-        self._before = [(layer.moves, [each.clone() for each in layer.buffers()]) for layer in self._norms]
+        if self._processes.size > 1:
+            self._before = [(int(layer.moves), [each.clone() for each in _averages(layer)]) for layer in self._norms]
 
     @torch.no_grad()
     def join(self, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,9 +67,9 @@ class Exchange:
         """``[processes, L]``: in this process's row its maps (the factor, then the offsets, of every layer), else zeros."""
         row = [some.new_zeros(0)]
         for layer, (moves, before) in zip(self._norms, self._before, strict=True):
-            factor = (1 - layer.momentum) ** (layer.moves - moves)
+            factor = (1 - layer.momentum) ** (int(layer.moves) - moves)
             row.append(some.new_full((1,), factor))
-            row += [after - factor * old for after, old in zip(layer.buffers(), before, strict=True)]
+            row += [after - factor * old for after, old in zip(_averages(layer), before, strict=True)]
         flat = torch.cat(row)
         rows = flat.new_zeros(self._processes.size, len(flat))
         rows[self._processes.rank] = flat
@@ -78,12 +79,16 @@ class Exchange:
         position = 0
         for layer, (_, before) in zip(self._norms, self._before, strict=True):
             factors, position = rows[:, position], position + 1
-            for average, start in zip(layer.buffers(), before, strict=True):
+            for average, start in zip(_averages(layer), before, strict=True):
                 offsets = rows[:, position : position + len(start)]
                 for factor, offset in zip(factors, offsets, strict=True):
                     start = factor * start + offset
                 average.copy_(start)
                 position += len(start)
+
+
+def _averages(layer: BatchNorm) -> tuple[Tensor, Tensor]:
+    return layer.running_mean, layer.running_var
 
 
 def _or_zeros(gradient: Tensor | None, parameter: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fsl_cli.backbones.batch_norm import BatchNorm
-
 
 class Snapshot:
     """The buffers of a module and the state of torch's generators.
@@ -18,7 +16,6 @@ class Snapshot:
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self._buffers = [(each, each.clone()) for each in module.buffers()]
-        self._moves = [(layer, layer.moves) for layer in module.modules() if isinstance(layer, BatchNorm)]
         self._cpu = torch.get_rng_state()
         self._device, self._cuda = device, torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
@@ -27,8 +24,6 @@ class Snapshot:
         """Put everything back."""
         for buffer, value in self._buffers:
             buffer.copy_(value)
-        for layer, moves in self._moves:
-            layer.moves = moves
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)

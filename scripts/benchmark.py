@@ -3,7 +3,8 @@
     python scripts/benchmark.py                         # the rows of the README, under two minutes on two cores
     python scripts/benchmark.py --suite full --json benchmark.json
 
-Before anything is timed, both sides must give the same loss. A figure is the median of alternating runs after one that is
+Before an outer gradient is timed, both sides must give the same loss; iterations, sampling and testing run each side with its
+own data pipeline. A figure is the median of alternating runs after one that is
 not counted. Peak memory is that of tensors, above what was there before (on CUDA as PyTorch counts it).
 """
 

@@ -106,9 +106,8 @@ def iteration_with_data(bench: Bench) -> Row:
     algorithm = maml(bench, task.ways, steps)
     theirs = peer.meta_learner(peer.omniglot_net(algorithm.net, task.ways, bench.used.device), INNER_LR)
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=0.001)
-    training = Training(
-        algorithm, optimizer, EpisodeSampler(bench.train, "train", task, 0, bench.used.device), settings(), bench.used
-    )
+    sampler = EpisodeSampler(bench.train, "train", task, 0, bench.used.device)
+    training = Training(algorithm, optimizer, sampler, settings(), bench.hardware_for(task))
     draw = peer.tasks(bench.pictures, task, bench.used.device)
     their_optimizer = torch.optim.Adam(theirs.parameters(), lr=0.001)
 

@@ -27,11 +27,12 @@ class BatchNorm(nn.Module):
         momentum: weight of a new batch in the running averages.
 
     Attributes:
-        moves: how often the running averages have moved, since this object was made.
+        moves: int64 scalar, how often the running averages have moved since this object was made; not saved.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    moves: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
@@ -40,14 +41,16 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
+        # A tensor, since torch.compile compiles again whenever a number of a module has changed.
+        self.register_buffer("moves", torch.zeros((), dtype=torch.int64), persistent=False)
         self.source: Source = "batch"
         self.rows = 0
-        self.moves = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` with the statistics chosen by `statistics_from`; by default those of ``x`` itself."""
         if self.source in ("running", "tracked_batch"):
-            self.moves += self.source == "tracked_batch"
+            if self.source == "tracked_batch":
+                self.moves += 1
             return F.batch_norm(
                 x,
                 self.running_mean,
