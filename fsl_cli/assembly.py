@@ -94,6 +94,8 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
             "features": feature_width(backbone, image_shape),
             "ways": trained_ways,
             "engine": chosen.engine,
+            "classes": len(dataset.counts("train")),
+            "image_shape": image_shape,
         },
     ).to(used.device)
     task = Task(settings.task.ways, settings.task.shots, settings.task.queries)

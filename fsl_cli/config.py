@@ -19,7 +19,7 @@ from fsl_cli.errors import FslError, Problems, first_line, raise_all
 RUNTIME = {
     "dataset": {"data_dir", "cache_dir", "progress"},
     "backbone": {"image_shape"},
-    "algo": {"backbone", "features", "ways", "engine"},
+    "algo": {"backbone", "features", "ways", "engine", "classes", "image_shape"},
     "train.optimizer": {"params"},
 }
 

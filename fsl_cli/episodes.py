@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.errors import FslError, raise_all
+from fsl_cli.randomness import episode_seeds
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Episodes:
         query_x: float ``[T, N*Q, C, H, W]`` in 0..1.
         query_y: int64 ``[T, N*Q]``.
         ways: N.
+        seeds: int64 ``[T]``, what an algorithm's own random numbers start from, see `fsl_cli.randomness`; left out: zeros.
+        classes: int64 ``[T, N]``, which classes of the split are labelled 0..N-1; left out: unknown, -1.
     """
 
     support_x: Tensor
@@ -47,6 +51,14 @@ class Episodes:
     query_x: Tensor
     query_y: Tensor
     ways: int
+    seeds: Tensor = None  # type: ignore[assignment]
+    classes: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.seeds is None:
+            object.__setattr__(self, "seeds", torch.zeros_like(self.support_y[:, 0]))
+        if self.classes is None:
+            object.__setattr__(self, "classes", self.support_y.new_full((len(self), self.ways), -1))
 
     def __len__(self) -> int:
         """Number of episodes, T."""
@@ -56,17 +68,15 @@ class Episodes:
         """Yield these episodes in order, at most ``size`` at a time."""
         for first in range(0, len(self), size):
             part = slice(first, first + size)
-            yield Episodes(self.support_x[part], self.support_y[part], self.query_x[part], self.query_y[part], self.ways)
+            yield self._with(lambda values: values[part])  # noqa: B023 - called at once
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Episodes:
         """The same episodes on ``device``, images as ``dtype``."""
-        return Episodes(
-            self.support_x.to(device=device, dtype=dtype),
-            self.support_y.to(device),
-            self.query_x.to(device=device, dtype=dtype),
-            self.query_y.to(device),
-            self.ways,
-        )
+        return self._with(lambda values: values.to(device=device, dtype=dtype if values.is_floating_point() else None))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Episodes:
+        changed: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,8 @@ class EpisodeSampler:
     def batch(self, first: int, count: int) -> Episodes:
         """Episodes ``first .. first+count-1``, gathered and scaled to 0..1 on the sampler's device."""
         ways, shots, queries = self.task.ways, self.task.shots, self.task.queries
-        rows = torch.from_numpy(self.indices(first, count).images)
+        drawn = self.indices(first, count)
+        rows = torch.from_numpy(drawn.images)
         support, query = self.images(rows[:, :, :shots].flatten()), self.images(rows[:, :, shots:].flatten())
         support_y, query_y = self.labels(count)
         return Episodes(
@@ -156,6 +167,8 @@ class EpisodeSampler:
             query_x=query.view(count, ways * queries, *self.source.image_shape),
             query_y=query_y,
             ways=ways,
+            seeds=episode_seeds(int(self._key[0]), first, count).to(self.device),
+            classes=torch.from_numpy(drawn.classes).to(self.device),
         )
 
     def images(self, rows: Tensor) -> Tensor:

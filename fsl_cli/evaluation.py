@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,10 +26,12 @@ class EpisodeScores:
     Attributes:
         accuracy: float64 ``[n]`` in 0..1.
         loss: float64 ``[n]``, cross-entropy in nats.
+        curves: float64 ``[n, points]`` in 0..1, the accuracy along each curve of the algorithm, by its name.
     """
 
     accuracy: np.ndarray
     loss: np.ndarray
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def evaluate(
     episodes: int,
     hardware: Hardware,
     advance: Callable[[int], None] = lambda amount: None,
+    *,
+    curves: bool = False,
 ) -> EpisodeScores:
     """Score the first ``episodes`` episodes of ``sampler``.
 
@@ -67,6 +71,7 @@ def evaluate(
         hardware: device, precision, how many episodes are computed at once, and the processes; each of them computes
             its share of the episodes and returns the scores of all. Where memory runs out, fewer at once from then on.
         advance: called with the number of episodes done; where images are embedded first, that is half the work.
+        curves: score along the algorithm's curves too.
 
     Raises:
         FslError: one episode alone does not fit into memory.
@@ -79,15 +84,18 @@ def evaluate(
         done = episodes // 2 if embedded else 0
 
         def scores(part: range) -> Tensor:
-            logits, labels = _predict(algorithm, sampler, part, embedded)
+            logits, labels, along = _predict(algorithm, sampler, part, embedded, curves)
             exact, labels = logits.cpu().double(), labels.cpu()
-            return torch.stack([metrics.accuracy(exact, labels), metrics.cross_entropy(exact, labels)], dim=1)
+            columns = torch.stack([metrics.accuracy(exact, labels), metrics.cross_entropy(exact, labels)], dim=1)
+            return torch.cat([columns, *(each.cpu().double() for each in along)], dim=1)
 
         table = _table(scores, episodes, hardware, lambda part: forward.to(done, episodes, part), unit=_EPISODES)
     finally:
         algorithm.train(training)
-    accuracy, loss = table.T.contiguous().numpy()
-    return EpisodeScores(accuracy, loss)
+    widths = {name: len(points) for name, points in algorithm.curve_points(sampler.task).items()} if curves else {}
+    accuracy, loss, *along = table.split([1, 1, *widths.values()], dim=1)
+    named = {name: each.numpy() for name, each in zip(widths, along, strict=True)}
+    return EpisodeScores(accuracy[:, 0].contiguous().numpy(), loss[:, 0].contiguous().numpy(), named)
 
 
 class Forward:
@@ -162,16 +170,19 @@ def _embed(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardwar
     return Embedded(table, row.to(sampler.device))
 
 
-def _predict(algorithm: Algorithm, sampler: EpisodeSampler, part: range, embedded: Embedded | None) -> tuple[Tensor, Tensor]:
-    """Query logits and labels of some episodes."""
+def _predict(
+    algorithm: Algorithm, sampler: EpisodeSampler, part: range, embedded: Embedded | None, curves: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Query logits and labels of some episodes, and if ``curves`` the accuracies along the curves."""
     if embedded is None:
         batch = sampler.batch(part.start, len(part))
-        return algorithm.predict(batch), batch.query_y
+        along = algorithm.curves(batch) if curves else {}
+        return algorithm.predict(batch), batch.query_y, list(along.values())
     shots = sampler.task.shots
     images = sampler.indices(part.start, len(part)).images
     support, query = embedded.of(images[:, :, :shots]), embedded.of(images[:, :, shots:])
     support_y, query_y = sampler.labels(len(part))
-    return algorithm.classify(support, support_y, query, sampler.task.ways), query_y
+    return algorithm.classify(support, support_y, query, sampler.task.ways), query_y, []
 
 
 def _occurring(sampler: EpisodeSampler, episodes: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsl_cli import console
@@ -22,7 +22,12 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
     sampler = parts.sampler("test", settings.eval.seed)
     count = settings.eval.episodes
     with console.progress(f"testing on {count} episodes", count) as advance:
-        scores = evaluate(parts.algorithm, sampler, count, parts.hardware, advance)
+        scores = evaluate(parts.algorithm, sampler, count, parts.hardware, advance, curves=True)
+    points = parts.algorithm.curve_points(sampler.task)
+    curves = {
+        name: [{"at": at, **t_interval(column).as_dict()} for at, column in zip(points[name], values.T, strict=True)]
+        for name, values in scores.curves.items()
+    }
     results = {
         "algo": settings.algo["name"],
         "dataset": settings.dataset["name"],
@@ -36,13 +41,17 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
         "task": settings.task.model_dump(),
         "accuracy": t_interval(scores.accuracy).as_dict(),
         "loss": t_interval(scores.loss).as_dict(),
+        **({"curves": curves} if curves else {}),
         "episodes_seed": settings.eval.seed,
         "episodes_digest": sampler.digest(count),
     }
     if not parts.hardware.processes.first:
         return results
-    folder.write_episodes({"accuracy": scores.accuracy, "loss": scores.loss})
+    along = {f"accuracy_by_{name}": values for name, values in scores.curves.items()}
+    folder.write_episodes({"accuracy": scores.accuracy, "loss": scores.loss, **along})
     folder.write_json(folder.results, results)
+    for name, curve in curves.items():
+        _say_curve(name, curve)
     console.say(result_line(scores), style="bold green")
     return results
 
@@ -52,6 +61,12 @@ def result_line(scores: EpisodeScores) -> str:
     accuracy = t_interval(scores.accuracy)
     mean, half = 100 * accuracy.mean, 100 * accuracy.ci95
     return f"test  {accuracy.n} episodes  accuracy {mean:.2f} ± {half:.2f} % (95% CI, {accuracy.method})"
+
+
+def _say_curve(name: str, curve: Sequence[Mapping[str, Any]]) -> None:
+    """Print the accuracy along a curve, a line for each point."""
+    rows = [(str(each["at"]), f"{100 * each['mean']:.2f} ± {100 * each['ci95']:.2f}", str(each["n"])) for each in curve]
+    console.table(f"accuracy by {name}", (name, "accuracy %, 95% CI", "episodes"), rows)
 
 
 def title(settings: Settings) -> str:

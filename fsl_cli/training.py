@@ -130,6 +130,7 @@ class Training:
         started = time.perf_counter()
         processes = self.hardware.processes
         self.algorithm.train()
+        self.algorithm.begin_iteration(self.progress.iteration)
         self._exchange.start()
         share = processes.share(self.settings.meta_batch)
         with processes.own_randomness(self.hardware.device):
@@ -166,8 +167,10 @@ class Training:
             weight = len(chunk) / count
             with self.hardware.autocast():
                 step = self._loss(chunk)
-            (step.loss * weight).backward()
-            accuracy = metrics.accuracy(step.logits, chunk.query_y).mean()
+            if step.loss.requires_grad:
+                (step.loss * weight).backward()
+            labels = chunk.query_y if step.labels is None else step.labels
+            accuracy = metrics.accuracy(step.logits, labels).mean()
             for name, value in {"loss": step.loss, "accuracy": accuracy, **step.metrics}.items():
                 values[name] = values.get(name, 0) + value.detach().float() * weight
         return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,11 +23,13 @@ class Step:
         loss: scalar, the mean over the episodes of the batch.
         logits: query logits ``[T, N*Q, N]``.
         metrics: further scalars to log, by name.
+        labels: int64, what ``logits`` should say, when that is not the query labels of the episodes.
     """
 
     loss: Tensor
     logits: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
 
 
 class Algorithm(nn.Module, ABC):
@@ -49,9 +52,12 @@ class Algorithm(nn.Module, ABC):
         """What keeps this algorithm from being tested on ``task``; empty when nothing does."""
         return []
 
+    def begin_iteration(self, iteration: int) -> None:
+        """Prepare for outer step ``iteration`` (0, 1, ...); called before every step, also after resuming."""
+
     @abstractmethod
     def loss(self, episodes: Episodes) -> Step:
-        """Outer loss of a batch of training episodes, with a graph to every parameter."""
+        """Outer loss of a batch of training episodes, with a graph to what is learned; without one, nothing moves."""
 
     @abstractmethod
     def predict(self, episodes: Episodes) -> Tensor:
@@ -61,6 +67,14 @@ class Algorithm(nn.Module, ABC):
         """
         support, query = (self.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (episodes.support_x, episodes.query_x))
         return self.classify(support, episodes.support_y, query, episodes.ways)
+
+    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
+        """What the test reports the accuracy along, besides that of `predict`: the points of each curve, by its name."""
+        return {}
+
+    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Accuracies ``[T, points]`` in 0..1 for each name of `curve_points`; changes nothing. Not asked if ``embeds``."""
+        return {}
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings ``[B, ...]`` of images ``[B, C, H, W]``, each independent of the others; changes nothing."""

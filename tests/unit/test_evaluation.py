@@ -164,3 +164,33 @@ def test_embedding_is_half_of_the_progress(monkeypatch):
     assert 40 < embed[-1] < classified[0] == 50
     assert classified == list(range(50, 100, 5))
     assert sum(counted) == 100
+
+
+class Halves(Algorithm):
+    """Says class 0 for every query, and along its curve the share of the points passed."""
+
+    transductive = False
+
+    def loss(self, episodes):
+        raise NotImplementedError
+
+    def predict(self, episodes):
+        return nn.functional.one_hot(torch.zeros_like(episodes.query_y), episodes.ways).float()
+
+    def curve_points(self, task):
+        return {"steps": [1, 2, 4], "instance": [1]}
+
+    def curves(self, episodes):
+        steps = episodes.seeds.remainder(7).float()
+        return {"steps": torch.stack([steps, steps / 2, steps / 4], dim=1), "instance": steps[:, None] / 8}
+
+
+def test_curves_are_scored_for_each_episode_where_they_are_asked_for():
+    sampler = EpisodeSampler(striped_classes(seed=1), "test", TASK, 0)
+    scores = evaluate(Halves(), sampler, 11, Hardware(torch.device("cpu"), "fp32", 4), curves=True)
+    seeds = sampler.batch(0, 11).seeds.remainder(7).double().numpy()
+    assert list(scores.curves) == ["steps", "instance"]
+    np.testing.assert_array_equal(scores.curves["steps"], np.stack([seeds, seeds / 2, seeds / 4], axis=1))
+    np.testing.assert_array_equal(scores.curves["instance"], seeds[:, None] / 8)
+    np.testing.assert_allclose(scores.accuracy, 1 / 3)
+    assert evaluate(Halves(), sampler, 3, CPU).curves == {}

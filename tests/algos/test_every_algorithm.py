@@ -1,0 +1,134 @@
+"""What every algorithm of ``conf/algo`` must do, built from its YAML file."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from problems import striped_classes
+from small_training import CPU, everything, is_same, train_settings
+
+from fsl_cli import build, overrides
+from fsl_cli.algos.algorithm import Algorithm
+from fsl_cli.assembly import feature_width
+from fsl_cli.conf_files import choices
+from fsl_cli.episodes import EpisodeSampler, Task
+from fsl_cli.evaluation import evaluate
+from fsl_cli.training import Training
+
+NAMES = choices("algo")
+COUNT = 4
+CLASSES = striped_classes(classes=12, images=10, size=12)
+SHAPE = CLASSES.image_shape
+WAYS = 3
+
+
+def test_every_algorithm_is_here():
+    assert len(NAMES) == COUNT
+
+
+def made(name: str, seed: int = 0, *options: str) -> tuple[Algorithm, dict[str, Any]]:
+    """The algorithm of a YAML file with small training episodes, and its whole configuration."""
+    config = overrides.compose_config("train", [f"algo={name}", "backbone=mlp", "backbone.widths=[8]", *options])
+    algo = dict(config.algo)
+    algo |= {key: value for key, value in {"train_ways": 4, "train_queries": 2}.items() if key in algo}
+    torch.manual_seed(seed)
+    backbone = build.build(dict(config.backbone), "backbone", {"image_shape": SHAPE})
+    runtime = {
+        "backbone": backbone,
+        "features": feature_width(backbone, SHAPE),
+        "ways": WAYS,
+        "engine": "auto",
+        "classes": len(CLASSES),
+        "image_shape": SHAPE,
+    }
+    return build.build(algo, "algo", runtime), dict(config)
+
+
+def training(name: str, seed: int = 0, shots: int = 1) -> Training:
+    """A training of a few steps with the optimizer of the YAML file."""
+    algorithm, config = made(name, seed)
+    optimizer = build.build(dict(config["train"]["optimizer"]), "train.optimizer", {"params": algorithm.parameters()})
+    sampler = EpisodeSampler(CLASSES, "train", algorithm.train_task(Task(WAYS, shots, 2)), 0)
+    return Training(algorithm, optimizer, sampler, train_settings(meta_batch=3), CPU)
+
+
+def steps(run: Training, count: int) -> Training:
+    for _ in range(count):
+        run.step()
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumes_bit_identically_and_training_does_not_depend_on_the_random_state_it_finds(name):
+    whole = steps(training(name), 4)
+    first = steps(training(name), 2)
+    file = io.BytesIO()
+    torch.save({**first.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    second = training(name, seed=1)
+    second.algorithm.load_state_dict(state["algo"])
+    second.load_state_dict(state)
+    steps(second, 2)
+    assert is_same(second.algorithm.state_dict(), whole.algorithm.state_dict())
+    assert is_same(second.optimizer.state_dict(), whole.optimizer.state_dict())
+    if any(each.requires_grad for each in whole.algorithm.parameters()) and not name.startswith("nearest"):
+        assert not is_same(whole.algorithm.state_dict(), training(name).algorithm.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluates_the_same_twice_and_changes_nothing(name):
+    algorithm = steps(training(name), 2).algorithm
+    sampler = EpisodeSampler(CLASSES, "test", Task(WAYS, 1, 2), 0)
+    before = everything(algorithm)
+    one, other = (evaluate(algorithm, sampler, 10, CPU, curves=True) for _ in range(2))
+    assert is_same(vars(one), vars(other))
+    assert is_same(everything(algorithm), before)
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+@pytest.mark.parametrize("ways", [2, 3, 6])
+@pytest.mark.parametrize("name", NAMES)
+def test_is_tested_with_other_ways_or_says_why_not(name, ways, shots):
+    algorithm, _ = made(name)
+    task = Task(ways, shots, 2)
+    if algorithm.task_problems(task):
+        assert ways != WAYS
+        return
+    episodes = EpisodeSampler(CLASSES, "test", task, 0).batch(0, 3)
+    algorithm.eval()
+    with torch.no_grad():
+        logits = algorithm.predict(episodes)
+    assert logits.shape == (3, 2 * ways, ways)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_do_not_depend_on_the_chunk_and_only_transductive_ones_on_the_other_queries(name):
+    algorithm = steps(training(name), 1).algorithm.eval()
+    episodes = EpisodeSampler(CLASSES, "test", Task(WAYS, 2, 3), 0).batch(0, 4)
+    with torch.no_grad():
+        logits = algorithm.predict(episodes)
+        parts = torch.cat([algorithm.predict(part) for part in episodes.split(3)])
+        fewer = copy.copy(episodes)
+        object.__setattr__(fewer, "query_x", episodes.query_x[:, 2:7])
+        object.__setattr__(fewer, "query_y", episodes.query_y[:, 2:7])
+        alone = algorithm.predict(fewer)
+    torch.testing.assert_close(parts, logits, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(alone, logits[:, 2:7], rtol=1e-3, atol=1e-4) is not algorithm.transductive
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_does_not_depend_on_the_chunk(name):
+    one, other = (training(name).algorithm.train() for _ in range(2))
+    task = one.train_task(Task(WAYS, 1, 2))
+    episodes = EpisodeSampler(CLASSES, "train", task, 0).batch(0, 4)
+    torch.manual_seed(0)
+    whole = one.loss(episodes).loss
+    torch.manual_seed(0)
+    parts = [other.loss(part).loss * len(part) / 4 for part in episodes.split(2)]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-5)
