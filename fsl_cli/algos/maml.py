@@ -1,4 +1,4 @@
-"""MAML: model-agnostic meta-learning (Finn, Abbeel & Levine 2017), and its configurations FOMAML and ANIL.
+"""MAML: model-agnostic meta-learning (Finn, Abbeel & Levine 2017), and its configurations FOMAML, ANIL, BOIL and Meta-SGD.
 
 For each task, K gradient steps on the support loss from the meta-learned initialisation theta (eq. 1):
 
@@ -6,15 +6,25 @@ For each task, K gradient steps on the support loss from the meta-learned initia
 
 and the outer loss is L_query(theta') averaged over tasks, differentiated through the steps (eq. 4).
 
-FOMAML (``algo=fomaml``) treats the inner gradient as a constant. ANIL (``algo=anil``, Raghu et al. 2020) adapts the head
-alone. ``inner_lr_learning=per_parameter`` is Meta-SGD's step size (Li et al. 2017).
+- FOMAML (``algo=fomaml``, section 5.2): the inner gradient is treated as a constant.
+- ANIL (``algo=anil``, Raghu et al. 2020): the inner loop moves the head alone.
+- BOIL (``algo=boil``, Oh et al. 2021): it moves the body alone; the head stays as meta-learned, so that the
+  representation itself must change. Its head cannot serve other ways than it was trained for.
+- Meta-SGD (``algo=metasgd``, Li et al. 2017, eq. 1): theta' = theta - alpha o grad L_support(theta) in one step, where
+  alpha has a learned number, its sign included, for every weight.
+
+Options of the inner loop: ``inner_optimizer`` and ``inner_weight_decay`` say what a step makes of the gradient;
+``augment_support`` adds changed copies of the support images; ``inner_lr_learning`` learns the step sizes;
+``test_inner_steps`` may be a list, like ``[0,1,3,5,10]``: then the report has the accuracy after each number of steps,
+and the last one gives the result.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in the authors' code; ``inductive`` by the
 support set (MetaBN, Bronskill et al. 2020). Tested with other ways than trained, all rows of the head start at their mean.
 
 Deviations from the paper: schedules are shorter unless an experiment file pins the paper's; batch normalisation has
 epsilon 1e-5 (TensorFlow's was 1e-3); the head starts at zero, not at a random normal, which trains faster and makes the
-initialisation blind to the order of the labels (with ``adapt=body``, BOIL of Oh et al. 2021, it starts as PyTorch's do).
+initialisation blind to the order of the labels (BOIL's starts as PyTorch's do). Meta-SGD's alpha starts at one number
+for all weights, not at random ones.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.
 
@@ -23,19 +33,25 @@ Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Len
 from torch import Tensor, nn
 
+from fsl_cli import metrics
 from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
+from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import ENGINES, EngineName
 from fsl_cli.inner.inner_loop import Adapt, Classifier, InnerLoop, adapted_names, mean_row
 from fsl_cli.inner.step_sizes import Learning, StepSizes
-from fsl_cli.metrics import cross_entropy
+from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
+
+StepCount = Annotated[int, Ge(0)]
+TestSteps = StepCount | Annotated[list[StepCount], Len(1)] | None
 
 
 class MAML(Algorithm):
@@ -47,13 +63,17 @@ class MAML(Algorithm):
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
         inner_steps: K while training.
-        test_inner_steps: K in `predict`; None: as while training.
+        test_inner_steps: K in `predict`, the last one of a list; None: as while training.
         inner_lr: alpha, or where learned step sizes start.
         inner_lr_learning: see `StepSizes`.
+        inner_optimizer: see `fsl_cli.inner.update_rules`.
+        inner_weight_decay: times theta, added to the inner gradient.
         first_order: ignore second derivatives (FOMAML).
         adapt: what the inner loop moves: all, the head (ANIL) or the body (BOIL).
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
+        augment_support: see `fsl_cli.augmentation`.
+        augment_copies: changed copies of each support image.
         checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
 
     Raises:
@@ -68,13 +88,17 @@ class MAML(Algorithm):
         engine: EngineName = "auto",
         *,
         inner_steps: Annotated[int, Ge(1)] = 1,
-        test_inner_steps: Annotated[int, Ge(0)] | None = None,
+        test_inner_steps: TestSteps = None,
         inner_lr: Annotated[float, Gt(0)] = 0.4,
         inner_lr_learning: Learning = "none",
+        inner_optimizer: InnerOptimizer = "sgd",
+        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         first_order: bool = False,
         adapt: Adapt = "all",
         batch_norm: BatchNormMode = "transductive",
         train_queries: Annotated[int, Ge(1)] | None = None,
+        augment_support: Augmentation = "none",
+        augment_copies: Annotated[int, Ge(1)] = 1,
         checkpoint_inner: bool = False,
     ) -> None:
         super().__init__()
@@ -83,13 +107,16 @@ class MAML(Algorithm):
             nn.init.zeros_(self.net.head.weight)
             nn.init.zeros_(self.net.head.bias)
         named = dict(self.net.named_parameters())
-        self.step_sizes = StepSizes({n: named[n] for n in adapted_names(self.net, adapt)}, inner_lr, inner_lr_learning)
+        adapted = {name: named[name] for name in adapted_names(self.net, adapt)}
+        self.step_sizes = StepSizes(adapted, inner_lr, inner_lr_learning, inner_steps)
         self.inner_steps = inner_steps
-        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
+        self.test_steps = steps_in_test(test_inner_steps, inner_steps)
+        self.rule = update_rule(inner_optimizer, inner_weight_decay)
         self.first_order = first_order
         self.adapt = adapt
         self.transductive = batch_norm == "transductive"
         self.train_queries = train_queries
+        self.augmentation = augment_support, augment_copies
         self.checkpoint_inner = checkpoint_inner
         self._engine = ENGINES[engine]
         self._engine.check(self._inner_loop(ways))
@@ -108,24 +135,56 @@ class MAML(Algorithm):
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after adaptation (eq. 4)."""
-        logits = self._engine.run(self._inner_loop(episodes.ways), episodes, self.inner_steps)
-        metrics = {}
-        if self.step_sizes.values:
-            metrics["inner_lr"] = torch.cat([alpha.detach().flatten() for alpha in self.step_sizes.values]).mean()
-        return Step(cross_entropy(logits, episodes.query_y).mean(), logits.detach(), metrics)
+        logits = self._logits(episodes, [self.inner_steps])[-1]
+        alpha = self.step_sizes.mean()
+        logged = {} if alpha is None else {"inner_lr": alpha}
+        return Step(metrics.cross_entropy(logits, episodes.query_y).mean(), logits.detach(), logged)
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after ``test_inner_steps`` steps."""
-        return self._engine.run(self._inner_loop(episodes.ways), episodes, self.test_inner_steps)
+        """Query logits after the last of ``test_inner_steps``."""
+        return self._logits(episodes, self.test_steps[-1:])[-1]
+
+    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
+        """``inner_steps``: the numbers of steps, if there are several."""
+        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
+
+    @torch.no_grad()
+    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Accuracy ``[T, points]`` after each number of steps."""
+        if len(self.test_steps) == 1:
+            return {}
+        return {"inner_steps": accuracy_along(self._logits(episodes, self.test_steps), episodes.query_y)}
+
+    def _logits(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        episodes = with_augmented_support(episodes, *self.augmentation)
+        return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
 
     def _inner_loop(self, ways: int) -> InnerLoop:
         step_sizes = self.step_sizes()
         if ways != self.net.head.out_features:
-            step_sizes = {name: _for_ways(name, alpha, ways) for name, alpha in step_sizes.items()}
+            step_sizes = [{name: _for_ways(name, alpha, ways) for name, alpha in each.items()} for each in step_sizes]
         return InnerLoop(
-            self.net.with_ways(ways), self.adapt, step_sizes, self.first_order, self.transductive, self.checkpoint_inner
+            self.net.with_ways(ways),
+            self.adapt,
+            step_sizes,
+            self.first_order,
+            self.transductive,
+            self.checkpoint_inner,
+            self.rule,
         )
+
+
+def steps_in_test(test_inner_steps: int | list[int] | None, inner_steps: int) -> list[int]:
+    """Numbers of steps in tests, ascending and without repetition, from an option that may be one, several or None."""
+    if test_inner_steps is None:
+        return [inner_steps]
+    return sorted(set(test_inner_steps)) if isinstance(test_inner_steps, list) else [test_inner_steps]
+
+
+def accuracy_along(logits: Tensor, labels: Tensor) -> Tensor:
+    """Accuracies ``[T, points]`` of query logits ``[points, T, N*Q, N]``."""
+    return torch.stack([metrics.accuracy(each, labels) for each in logits], dim=1)
 
 
 def _for_ways(name: str, alpha: Tensor | float, ways: int) -> Tensor | float:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-Parameters = dict[str, Tensor]
+from fsl_cli.inner.update_rules import Parameters, UpdateRule, parameters_in
+
 LossFunction = Callable[[Parameters], Tensor]
-Gradient = Callable[[Parameters], Parameters]
-Step = Callable[[Parameters], Parameters]
+Gradient = Callable[[Parameters, int], Parameters]
+Step = Callable[[Parameters, int], Parameters]
+T = TypeVar("T")
 
 
 class GradientOf(Protocol):
@@ -25,68 +26,70 @@ class GradientOf(Protocol):
 
 def adapt(
     gradient: Gradient,
-    parameters: Parameters,
-    step_sizes: Mapping[str, Tensor | float],
-    steps: int,
+    rule: UpdateRule,
+    state: Parameters,
+    step_sizes: Sequence[Mapping[str, Tensor | float]],
+    steps: range,
     *,
     checkpoint: bool = False,
 ) -> Parameters:
-    """Take ``steps`` gradient steps on the support loss of a task: theta' = theta - alpha * grad L(theta).
+    """Take steps on the support loss of a task, by default theta' = theta - alpha * grad L(theta).
 
-    The steps stay in the graph of ``parameters`` and ``step_sizes``, so that an outer loss of the result can be
+    The steps stay in the graph of the parameters and of ``step_sizes``, so that an outer loss of the result can be
     differentiated through them. Several tasks are adapted together when ``gradient`` gives each its own.
 
     Args:
-        gradient: gradient of the support loss as a function of the adapted parameters.
-        parameters: the adapted parameters theta, by name.
-        step_sizes: alpha by name, a number or a tensor that broadcasts to the parameter.
-        steps: number of steps, >= 0.
-        checkpoint: keep the parameters of about log2(steps) steps and nothing else, and run the steps again for the
-            outer gradient (Chen et al. 2016, "Training deep nets with sublinear memory cost"); same values.
+        gradient: gradient of the support loss by the parameters, before step 0, 1, ...
+        rule: what a step makes of it.
+        state: ``rule.begin`` of the parameters theta, or what earlier steps have returned.
+        step_sizes: alpha by name for step 0, 1, ..., a number or a tensor that broadcasts to the parameter; the last
+            entry is for all further steps too.
+        steps: numbers of the steps to take, ascending; empty: none.
+        checkpoint: keep the state of about log2(steps) steps and nothing else, and run the steps again for the outer
+            gradient (Chen et al. 2016, "Training deep nets with sublinear memory cost"); same values.
 
     Returns:
-        The adapted parameters, by name.
+        The state after the steps.
     """
 
-    def step(theta: Parameters) -> Parameters:
-        gradients = gradient(theta)
-        return {name: _descend(value, gradients[name], step_sizes[name]) for name, value in theta.items()}
+    def step(state: Parameters, number: int) -> Parameters:
+        return rule.step(state, gradient(parameters_in(state), number), of_step(step_sizes, number), number)
 
     if checkpoint and torch.is_grad_enabled():
-        return _repeat_from_checkpoints(step, parameters, steps)
-    return _repeat(step, parameters, steps)
+        return _run_from_checkpoints(step, state, steps)
+    return _run(step, state, steps)
 
 
-def _repeat(step: Step, parameters: Parameters, times: int) -> Parameters:
-    for _ in range(times):
-        parameters = step(parameters)
-    return parameters
+def of_step(values: Sequence[T], step: int) -> T:
+    """The entry of a step; the last one is for all further steps too."""
+    return values[min(step, len(values) - 1)]
 
 
-def _repeat_from_checkpoints(step: Step, parameters: Parameters, times: int) -> Parameters:
-    """`_repeat` that keeps a few of the parameters on the way; to go backwards, each half is repeated by itself."""
-    if times <= 1:
-        return _checkpoint(partial(_repeat, step, times=times), parameters)
-    for half in (times // 2, times - times // 2):
-        parameters = _checkpoint(partial(_repeat_from_checkpoints, step, times=half), parameters)
-    return parameters
+def _run(step: Step, state: Parameters, steps: range) -> Parameters:
+    for number in steps:
+        state = step(state, number)
+    return state
 
 
-def _checkpoint(function: Step, parameters: Parameters) -> Parameters:
-    names = tuple(parameters)
+def _run_from_checkpoints(step: Step, state: Parameters, steps: range) -> Parameters:
+    """`_run` that keeps a few of the states on the way; to go backwards, each half is run by itself."""
+    if len(steps) <= 1:
+        return _checkpoint(lambda state: _run(step, state, steps), state)
+    for half in (steps[: len(steps) // 2], steps[len(steps) // 2 :]):
+        state = _checkpoint(lambda state, half=half: _run_from_checkpoints(step, state, half), state)  # type: ignore[misc]
+    return state
+
+
+def _checkpoint(function: Callable[[Parameters], Parameters], state: Parameters) -> Parameters:
+    names = tuple(state)
 
     def of_values(*values: Tensor) -> tuple[Tensor, ...]:
-        return tuple(function(dict(zip(names, values, strict=True))).values())
+        after = function(dict(zip(names, values, strict=True)))
+        return tuple(after[name] for name in names)
 
     # As separate tensors: a checkpoint inside a checkpoint frees what it was given only then.
-    values = checkpointed(of_values, *parameters.values(), use_reentrant=False)
+    values = checkpointed(of_values, *state.values(), use_reentrant=False)
     return dict(zip(names, values, strict=True))
-
-
-def _descend(theta: Tensor, gradient: Tensor, alpha: Tensor | float) -> Tensor:
-    if isinstance(alpha, Tensor):
-        return torch.addcmul(theta, alpha, gradient, value=-1)
-    return torch.add(theta, gradient, alpha=-alpha)
 
 
 def autograd_gradient(loss: LossFunction, parameters: Parameters, *, first_order: bool) -> Parameters:

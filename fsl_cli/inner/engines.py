@@ -7,25 +7,25 @@ any network. ``fast`` does so for networks built of layers whose derivatives are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fsl_cli.episodes import Episodes
 from fsl_cli.errors import FslError
-from fsl_cli.inner.adaptation import autograd_gradient, functional_gradient
+from fsl_cli.inner.fast_engine import FastTasks
 from fsl_cli.inner.fast_engine import check_supported as check_fast
-from fsl_cli.inner.fast_engine import fast_engine
 from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.learn2learn_engine import check_supported as check_learn2learn
 from fsl_cli.inner.learn2learn_engine import learn2learn_engine
+from fsl_cli.inner.tasks import Tasks, loop_tasks, vmap_tasks
 from fsl_cli.inner.translation import network_of
 
 EngineName = Literal["auto", "fast", "vmap", "loop", "learn2learn"]
+TasksOf = Callable[..., Tasks]
+"""Inner loop, episodes and, optionally, batches to `Tasks`."""
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,18 @@ class Engine:
     """A way to run the inner loop of a batch of tasks.
 
     Attributes:
-        run: inner loop, episodes and steps to query logits ``[T, N*Q, N]``.
+        run: inner loop, episodes and numbers of steps, ascending, to query logits ``[len(steps), T, N*Q, N]``.
         check: raises `FslError` for an inner loop that the engine cannot run.
     """
 
-    run: Callable[[InnerLoop, Episodes, int], Tensor]
+    run: Callable[[InnerLoop, Episodes, Sequence[int]], Tensor]
     check: Callable[[InnerLoop], None] = lambda inner: None
 
 
-def loop_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
-    """One task after the other. Returns query logits ``[T, N*Q, N]``."""
-    one_task = partial(inner.query_logits, steps=steps, gradient_of=autograd_gradient)
-    tasks = zip(episodes.support_x, episodes.support_y, episodes.query_x, strict=True)
-    return torch.stack([one_task(*task) for task in tasks])
-
-
-def vmap_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
-    """All tasks at once, by `torch.func.vmap`. Returns query logits ``[T, N*Q, N]``."""
-    one_task = partial(inner.query_logits, steps=steps, gradient_of=functional_gradient)
-    return torch.func.vmap(one_task, randomness="different")(episodes.support_x, episodes.support_y, episodes.query_x)
-
-
-def auto_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
+def auto_tasks(inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> Tasks:
     """``fast`` where the network allows it, else ``vmap``, or ``loop`` when steps are run again to save memory."""
-    run = fast_engine if network_of(inner.net) else loop_engine if inner.checkpoint else vmap_engine
-    return run(inner, episodes, steps)
+    kind: TasksOf = FastTasks if network_of(inner.net) else loop_tasks if inner.checkpoint else vmap_tasks
+    return kind(inner, episodes, batches)
 
 
 def check_vmap(inner: InnerLoop) -> None:
@@ -68,10 +55,28 @@ def check_vmap(inner: InnerLoop) -> None:
         )
 
 
+def tasks_engine(name: EngineName, inner: InnerLoop) -> TasksOf:
+    """The engine as `Tasks`, for methods that do more with a task than the steps of `InnerLoop`.
+
+    Raises:
+        FslError: the engine cannot run this inner loop.
+    """
+    if name not in _TASKS:
+        what = f"{name} is not valid: it runs the inner loop of MAML and nothing else"
+        raise FslError(what, where="hardware.engine", hint=f"leave it at auto, or use {', '.join(list(_TASKS)[1:])}")
+    ENGINES[name].check(inner)
+    return _TASKS[name]
+
+
+def _runs(tasks: TasksOf) -> Callable[[InnerLoop, Episodes, Sequence[int]], Tensor]:
+    return lambda inner, episodes, steps: tasks(inner, episodes).logits_after(steps)
+
+
+_TASKS: dict[str, TasksOf] = {"auto": auto_tasks, "fast": FastTasks, "vmap": vmap_tasks, "loop": loop_tasks}
 ENGINES = {
-    "auto": Engine(auto_engine),
-    "fast": Engine(fast_engine, check_fast),
-    "loop": Engine(loop_engine),
-    "vmap": Engine(vmap_engine, check_vmap),
+    "auto": Engine(_runs(auto_tasks)),
+    "fast": Engine(_runs(FastTasks), check_fast),
+    "vmap": Engine(_runs(vmap_tasks), check_vmap),
+    "loop": Engine(_runs(loop_tasks)),
     "learn2learn": Engine(learn2learn_engine, check_learn2learn),
 }

@@ -8,7 +8,7 @@ stays ordinary PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from fsl_cli.episodes import Episodes
 from fsl_cli.errors import FslError
-from fsl_cli.inner.adaptation import Parameters, adapt
+from fsl_cli.inner.adaptation import of_step
 from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.layers import Saved
 from fsl_cli.inner.network import Network
 from fsl_cli.inner.products import to_shape_of
+from fsl_cli.inner.tasks import Tasks
 from fsl_cli.inner.translation import network_of
+from fsl_cli.inner.update_rules import Parameters
 
 
 def check_supported(inner: InnerLoop) -> None:
@@ -34,21 +36,50 @@ def check_supported(inner: InnerLoop) -> None:
         raise FslError(what, where="hardware.engine", hint="leave it at auto, or use vmap")
 
 
-def fast_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
-    """All tasks at once. Returns query logits ``[T, N*Q, N]``."""
-    support_x, query_x = episodes.support_x, episodes.query_x
-    module, step_sizes = inner.adapted_part()
-    if module is inner.net.head:  # the features do not change while the head adapts: compute them once
-        body = FastModule(inner.net.body)
-        support_x, query_x = body(support_x), inner.query_outputs(inner.net.body, body, support_x, query_x, axis=1)
-    fast = FastModule(module)
-    alpha = fast.network.pack(step_sizes)
-    support_loss = fast.support_loss(support_x, episodes.support_y, episodes.ways)
-    gradient = partial(support_loss.gradient, first_order=inner.first_order)
-    adapted = {name: fast.weights[name] for name in alpha}
-    adapted = adapt(gradient, adapted, alpha, steps, checkpoint=inner.checkpoint)
-    forward = partial(fast, weights=fast.weights | adapted)
-    return inner.query_outputs(module, forward, support_x, query_x, axis=1)
+class FastTasks(Tasks):
+    """Tasks of a network of layers with derivatives written out, all of them at once."""
+
+    def __init__(self, inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> None:
+        super().__init__(inner, episodes, batches)
+        support_x, self._query_x, body = episodes.support_x, episodes.query_x, inner.net.body
+        if inner.module is inner.net.head:  # the features do not change while the head adapts: compute them once
+            fast_body = FastModule(body)
+            self._query_x = inner.query_outputs(body, fast_body, support_x, self._query_x, axis=1)
+            support_x = fast_body(support_x)
+        self._support_x, self._fast = support_x, FastModule(inner.module)
+        self._prepared = self._fast.network.prepare(support_x)
+        self._targets = F.one_hot(episodes.support_y, episodes.ways).to(support_x.dtype)
+        self._step_weights = [self.pack(inner.local(each)) for each in inner.step_weights]
+        names = self.pack(inner.local(of_step(inner.step_sizes, 0)))
+        self.start = {name: self._fast.weights[name] for name in names}
+
+    def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Network.pack`."""
+        return self._fast.network.pack(values)
+
+    def gradient(self, adapted: Parameters, step: int, *, first_order: bool) -> Parameters:
+        """See `Tasks`."""
+        x, targets = self.rows_of(self._prepared, step), self.rows_of(self._targets, step)
+        loss = SupportLoss(self._fast.network, self._weights(step), x, targets)
+        return loss.gradient(adapted, first_order=first_order)
+
+    def support_loss(self, adapted: Parameters, step: int) -> Tensor:
+        """See `Tasks`."""
+        x, targets = self.rows_of(self._prepared, step), self.rows_of(self._targets, step)
+        logits = self._fast.of_prepared(x, self._weights(step) | adapted)
+        return -(targets * logits.log_softmax(-1)).sum(-1).mean(-1)
+
+    def query_logits(self, adapted: Parameters, step: int) -> Tensor:
+        """See `Tasks`."""
+        forward = partial(self._fast, weights=self._weights(step) | adapted)
+        return self.inner.query_outputs(self.inner.module, forward, self._support_x, self._query_x, axis=1)
+
+    def support_features(self) -> Tensor:
+        """See `Tasks`."""
+        return FastModule(self.inner.net.body)(self.episodes.support_x)
+
+    def _weights(self, step: int) -> Parameters:
+        return self._fast.weights | of_step(self._step_weights, step)
 
 
 class FastModule:
@@ -72,20 +103,12 @@ class FastModule:
             x: the images.
             weights: other weights than the module's, shared or one for each task.
         """
-        weights = weights or self.weights
-        y: Tensor = _Outputs.apply(self.network, tuple(weights), self.network.prepare(x), *weights.values())
+        return self.of_prepared(self.network.prepare(x), weights or self.weights)
+
+    def of_prepared(self, x: Tensor, weights: Parameters) -> Tensor:
+        """Outputs of what `Network.prepare` made of images."""
+        y: Tensor = _Outputs.apply(self.network, tuple(weights), x, *weights.values())
         return y
-
-    def support_loss(self, x: Tensor, labels: Tensor, ways: int) -> SupportLoss:
-        """The mean cross-entropy of each task's support set, as a function of the weights.
-
-        Args:
-            x: support images or features.
-            labels: int64 ``[T, B]``.
-            ways: N.
-        """
-        targets = F.one_hot(labels, ways).to(x.dtype)
-        return SupportLoss(self.network, self.weights, self.network.prepare(x), targets)
 
 
 @dataclass(frozen=True)

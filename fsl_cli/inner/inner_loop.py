@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsl_cli.backbones.batch_norm import statistics_from
-from fsl_cli.inner.adaptation import GradientOf, Parameters, adapt
+from fsl_cli.inner.update_rules import PLAIN_SGD, UpdateRule
 
 Adapt = Literal["all", "head", "body"]
 
@@ -56,59 +54,40 @@ def adapted_names(net: Classifier, which: Adapt) -> list[str]:
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """The inner loop of one task, written once; engines map it over tasks.
+    """What the inner loop of every task does; an engine runs it on a batch of tasks.
 
     Attributes:
         net: the classifier.
         which: what is adapted; the rest stays as it was meta-learned.
-        step_sizes: alpha by parameter name.
+        step_sizes: alpha by parameter name for step 0, 1, ...; the last entry is for all further steps too.
         first_order: treat inner gradients as constants.
         transductive: queries are normalised by the statistics of the query batch; otherwise by those of the support
             set, so that a query's logits do not depend on the other queries (MetaBN, Bronskill et al. 2020).
         checkpoint: trade time for memory, see `adapt`.
+        rule: what a step makes of a gradient.
+        step_weights: weights by name that stand in for those of the net in step 0, 1, ..., last entry as above; the
+            queries after step i see those of step i.
     """
 
     net: Classifier
     which: Adapt
-    step_sizes: Mapping[str, Tensor | float]
+    step_sizes: Sequence[Mapping[str, Tensor | float]]
     first_order: bool
     transductive: bool
     checkpoint: bool = False
+    rule: UpdateRule = PLAIN_SGD
+    step_weights: Sequence[Mapping[str, Tensor]] = ({},)
 
-    def query_logits(
-        self, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: int, gradient_of: GradientOf
-    ) -> Tensor:
-        """Adapt to one support set and return the logits of its queries.
+    @property
+    def module(self) -> nn.Module:
+        """The module that the steps run through: the features do not change while only the head adapts."""
+        return self.net.head if self.which == "head" else self.net
 
-        Args:
-            support_x: ``[N*K, C, H, W]``.
-            support_y: int64 ``[N*K]``.
-            query_x: ``[N*Q, C, H, W]``.
-            steps: inner steps.
-            gradient_of: how to differentiate, `autograd_gradient` or `functional_gradient`.
-
-        Returns:
-            ``[N*Q, N]``.
-        """
-        module, step_sizes = self.adapted_part()
-        if module is self.net.head:  # the features do not change while the head adapts: compute them once
-            support_x, query_x = self.net.body(support_x), self.query_outputs(self.net.body, self.net.body, support_x, query_x)
-        parameters: Parameters = dict(module.named_parameters())
-        adapted = {name: parameters[name] for name in step_sizes}
-
-        def support_loss(adapted: Parameters) -> Tensor:
-            return F.cross_entropy(torch.func.functional_call(module, parameters | adapted, support_x), support_y)
-
-        gradient = partial(gradient_of, support_loss, first_order=self.first_order)
-        adapted = adapt(gradient, adapted, step_sizes, steps, checkpoint=self.checkpoint)
-        forward = partial(torch.func.functional_call, module, parameters | adapted)
-        return self.query_outputs(module, forward, support_x, query_x)
-
-    def adapted_part(self) -> tuple[nn.Module, Mapping[str, Tensor | float]]:
-        """The module that the steps run through, and alpha by the names of its adapted parameters."""
+    def local(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What is named as in `net`, named as in `module`."""
         if self.which != "head":
-            return self.net, self.step_sizes
-        return self.net.head, {name.removeprefix("head."): alpha for name, alpha in self.step_sizes.items()}
+            return dict(values)
+        return {name.removeprefix("head."): value for name, value in values.items() if name.startswith("head.")}
 
     def query_outputs(
         self, module: nn.Module, forward: Callable[[Tensor], Tensor], support_x: Tensor, query_x: Tensor, axis: int = 0

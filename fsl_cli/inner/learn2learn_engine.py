@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from fsl_cli.episodes import Episodes
 from fsl_cli.errors import FslError
 from fsl_cli.inner.inner_loop import InnerLoop
+from fsl_cli.inner.update_rules import PLAIN_SGD
 from fsl_cli.optional import learn2learn
 
 
-def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tensor:
-    """One task after the other through learn2learn. Returns query logits ``[T, N*Q, N]``.
+def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    """One task after the other through learn2learn. Returns query logits ``[len(steps), T, N*Q, N]``.
 
     Raises:
         FslError: learn2learn is missing.
@@ -24,7 +26,7 @@ def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: int) -> Tens
     # learn2learn differentiates with torch.autograd.grad, which needs a graph even when no outer gradient is wanted.
     outer = torch.is_grad_enabled()
     with torch.enable_grad():
-        logits = torch.stack([_one_task(inner, *task, steps=steps) for task in tasks])
+        logits = torch.stack([_one_task(inner, *task, steps=steps) for task in tasks], dim=1)
     return logits if outer else logits.detach()
 
 
@@ -35,7 +37,9 @@ def check_supported(inner: InnerLoop) -> None:
         raise _unsupported("algo.checkpoint_inner=true", "checkpoint_inner=false")
     if inner.which == "body":
         raise _unsupported("algo.adapt=body", "adapt=all or head")
-    learned = [alpha for alpha in inner.step_sizes.values() if isinstance(alpha, Tensor)]
+    if inner.rule != PLAIN_SGD:
+        raise _unsupported("other inner optimizer than sgd without weight decay", "inner_optimizer=sgd inner_weight_decay=0")
+    learned = [alpha for alpha in inner.step_sizes[0].values() if isinstance(alpha, Tensor)]
     if learned and learned[0].ndim == 0:
         raise _unsupported("algo.inner_lr_learning=per_layer", "inner_lr_learning=none or per_parameter")
 
@@ -44,19 +48,23 @@ def _unsupported(what: str, valid: str) -> FslError:
     return FslError(f"learn2learn has no {what}", where="hardware.engine=learn2learn", hint=f"use {valid}, or engine=auto")
 
 
-def _one_task(inner: InnerLoop, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: int) -> Tensor:
-    module, _ = inner.adapted_part()
+def _one_task(inner: InnerLoop, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: Sequence[int]) -> Tensor:
+    module = inner.module
     if module is inner.net.head:
         body = inner.net.body
         support_x, query_x = body(support_x), inner.query_outputs(body, body, support_x, query_x)
     learner: Any = _wrap(inner, module).clone()
-    for _ in range(steps):
-        learner.adapt(F.cross_entropy(learner(support_x), support_y))
-    return inner.query_outputs(learner, learner, support_x, query_x)
+    done, found = 0, []
+    for after in steps:
+        for _ in range(done, after):
+            learner.adapt(F.cross_entropy(learner(support_x), support_y))
+        found.append(inner.query_outputs(learner, learner, support_x, query_x))
+        done = after
+    return torch.stack(found)
 
 
 def _wrap(inner: InnerLoop, module: nn.Module) -> Any:
-    alphas = list(inner.step_sizes.values())
+    alphas = list(inner.step_sizes[0].values())
     if isinstance(alphas[0], Tensor):
         meta_sgd = learn2learn("algorithms.meta_sgd", needed_for="hardware.engine=learn2learn").MetaSGD
         return meta_sgd(module, lrs=alphas, first_order=inner.first_order)

@@ -8,32 +8,44 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Learning = Literal["none", "per_layer", "per_parameter"]
+Learning = Literal["none", "per_layer", "per_layer_per_step", "per_parameter"]
 
 
 class StepSizes(nn.Module):
     """One step size for each adapted tensor.
 
     ``none``: the constant ``initial``. ``per_layer``: one learned number for each weight and each bias tensor, shared by
-    all steps. ``per_parameter``: one learned number for every weight (Meta-SGD, Li et al. 2017). Learned step sizes
-    start at ``initial`` and may become negative.
+    all steps; ``per_layer_per_step``: one for each of them and each step (MAML++, Antoniou et al. 2019).
+    ``per_parameter``: one learned number for every weight (Meta-SGD, Li et al. 2017). Learned step sizes start at
+    ``initial`` and may become negative.
 
     Args:
         parameters: the adapted parameters, by name.
         initial: alpha > 0.
         learning: see above.
+        steps: how many steps have their own, with ``per_layer_per_step``.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], initial: float, learning: Learning) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], initial: float, learning: Learning, steps: int = 1) -> None:
         super().__init__()
-        self.initial = initial
+        self.initial, self.learning, self.steps = initial, learning, steps
         self._names = list(parameters)
-        shapes = [theta.shape if learning == "per_parameter" else () for theta in parameters.values()]
-        learned = [] if learning == "none" else [nn.Parameter(torch.full(shape, float(initial))) for shape in shapes]
-        self.values = nn.ParameterList(learned)
+        shapes: dict[Learning, list[tuple[int, ...]]] = {
+            "none": [],
+            "per_layer": [()] * len(parameters),
+            "per_layer_per_step": [(steps,)] * len(parameters),
+            "per_parameter": [tuple(theta.shape) for theta in parameters.values()],
+        }
+        self.values = nn.ParameterList([torch.full(shape, float(initial)) for shape in shapes[learning]])
 
-    def forward(self) -> dict[str, Tensor | float]:
-        """Alpha by parameter name."""
+    def forward(self) -> list[dict[str, Tensor | float]]:
+        """Alpha by parameter name, for each step; the last entry is for all further steps too."""
         if not self.values:
-            return dict.fromkeys(self._names, self.initial)
-        return dict(zip(self._names, self.values, strict=True))
+            return [dict.fromkeys(self._names, self.initial)]
+        if self.learning == "per_layer_per_step":
+            return [{name: alpha[s] for name, alpha in zip(self._names, self.values, strict=True)} for s in range(self.steps)]
+        return [dict(zip(self._names, self.values, strict=True))]
+
+    def mean(self) -> Tensor | None:
+        """Mean of the learned step sizes; None when they are not learned."""
+        return torch.cat([alpha.detach().flatten() for alpha in self.values]).mean() if self.values else None

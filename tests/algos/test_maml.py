@@ -190,7 +190,7 @@ def test_step_sizes_are_trained_and_logged(learning, adapt):
 def test_constant_step_sizes_are_no_parameters_and_not_logged():
     algorithm = learner(inner_lr=0.25)
     assert [name for name, _ in algorithm.named_parameters() if "step_sizes" in name] == []
-    assert set(algorithm.step_sizes().values()) == {0.25}
+    assert set(algorithm.step_sizes()[0].values()) == {0.25}
     assert algorithm.loss(TRAIN.batch(0, 2)).metrics == {}
 
 

@@ -1,0 +1,199 @@
+"""A batch of tasks under adaptation: what the steps of an inner loop ask of an engine, and the steps themselves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsl_cli.episodes import Episodes
+from fsl_cli.inner.adaptation import GradientOf, adapt, autograd_gradient, functional_gradient, of_step
+from fsl_cli.inner.inner_loop import InnerLoop
+from fsl_cli.inner.update_rules import Parameters, parameters_in
+
+
+class Tasks(ABC):
+    """T tasks, their support losses and their query logits as functions of the adapted parameters.
+
+    Parameters are named as in ``inner.module`` and laid out as the engine likes; one value is shared by the tasks or
+    has an axis of tasks in front.
+
+    Args:
+        inner: the inner loop.
+        episodes: the tasks.
+        batches: int64 ``[T, S, B]``, the rows of the support set that step s looks at, in turns; None: all rows.
+
+    Attributes:
+        start: the adapted parameters before the first step, differentiable by those of the net.
+    """
+
+    start: Parameters
+
+    def __init__(self, inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> None:
+        self.inner, self.episodes, self.batches = inner, episodes, batches
+
+    @abstractmethod
+    def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the shapes of the module's parameters, in the engine's layout; single numbers as they are."""
+
+    @abstractmethod
+    def gradient(self, adapted: Parameters, step: int, *, first_order: bool) -> Parameters:
+        """Gradient of each task's support loss ``[T, ...]`` by ``adapted``; differentiable unless ``first_order``."""
+
+    @abstractmethod
+    def support_loss(self, adapted: Parameters, step: int) -> Tensor:
+        """Mean cross-entropy ``[T]`` of each task's support set before a step."""
+
+    @abstractmethod
+    def query_logits(self, adapted: Parameters, step: int) -> Tensor:
+        """Query logits ``[T, N*Q, N]`` after a step."""
+
+    @abstractmethod
+    def support_features(self) -> Tensor:
+        """What the body of the net makes of each support set, ``[T, N*K, D]``, differentiable."""
+
+    def adapted(self, state: Parameters, steps: range) -> Parameters:
+        """The state of ``inner.rule`` after some more steps."""
+        inner = self.inner
+        sizes = [self.pack(inner.local(each)) for each in inner.step_sizes]
+        gradient = partial(self.gradient, first_order=inner.first_order)
+        return adapt(gradient, inner.rule, state, sizes, steps, checkpoint=inner.checkpoint)
+
+    def logits_after(self, steps: Sequence[int], start: Parameters | None = None) -> Tensor:
+        """Query logits ``[len(steps), T, N*Q, N]`` after each number of steps, ascending; ``start`` replaces `start`."""
+        state = self.inner.rule.begin(self.start if start is None else start)
+        done, found = 0, []
+        for after in steps:
+            state = self.adapted(state, range(done, after))
+            found.append(self.query_logits(parameters_in(state), max(after - 1, 0)))
+            done = after
+        return torch.stack(found)
+
+    def rows_of(self, values: Tensor, step: int) -> Tensor:
+        """``values [T, N*K, ...]`` of the support images that a step looks at."""
+        if self.batches is None:
+            return values
+        rows = self.batches[:, step % self.batches.shape[1]]
+        return values[torch.arange(len(rows), device=rows.device)[:, None], rows]
+
+
+TaskMap = Callable[..., Any]
+
+
+class MappedTasks(Tasks):
+    """Tasks of any network: what is done for one task, written once and mapped over tasks.
+
+    Args:
+        inner: see `Tasks`.
+        episodes: see `Tasks`.
+        batches: see `Tasks`.
+        task_map: `one_after_the_other` or `all_at_once`.
+        gradient_of: how to differentiate, `autograd_gradient` or `functional_gradient`.
+    """
+
+    def __init__(
+        self,
+        inner: InnerLoop,
+        episodes: Episodes,
+        batches: Tensor | None = None,
+        *,
+        task_map: TaskMap,
+        gradient_of: GradientOf,
+    ) -> None:
+        super().__init__(inner, episodes, batches)
+        self._map, self._gradient_of = task_map, gradient_of
+        self._module, self._x, self._query_x = inner.module, episodes.support_x, episodes.query_x
+        if self._module is inner.net.head:  # the features do not change while the head adapts: compute them once
+            body = inner.net.body
+            queries = partial(inner.query_outputs, body, body)
+            self._x, self._query_x = (
+                self.support_features(),
+                self._map(lambda _, *x: queries(*x), {}, {}, self._x, self._query_x),
+            )
+        self._parameters = dict(self._module.named_parameters())
+        names = inner.local(of_step(inner.step_sizes, 0))
+        self.start = {name: self._parameters[name] for name in names}
+
+    def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """As they are."""
+        return dict(values)
+
+    def gradient(self, adapted: Parameters, step: int, *, first_order: bool) -> Parameters:
+        """See `Tasks`."""
+        weights = self._weights(step)
+
+        def one(adapted: Parameters, x: Tensor, y: Tensor) -> Parameters:
+            return self._gradient_of(lambda adapted: self._loss(weights | adapted, x, y), adapted, first_order=first_order)
+
+        found: Parameters = self._mapped(one, adapted, self.rows_of(self._x, step), self.rows_of(self.episodes.support_y, step))
+        return found
+
+    def support_loss(self, adapted: Parameters, step: int) -> Tensor:
+        """See `Tasks`."""
+        weights = self._weights(step)
+
+        def one(adapted: Parameters, x: Tensor, y: Tensor) -> Tensor:
+            return self._loss(weights | adapted, x, y)
+
+        found: Tensor = self._mapped(one, adapted, self.rows_of(self._x, step), self.rows_of(self.episodes.support_y, step))
+        return found
+
+    def query_logits(self, adapted: Parameters, step: int) -> Tensor:
+        """See `Tasks`."""
+        weights = self._weights(step)
+
+        def one(adapted: Parameters, support_x: Tensor, query_x: Tensor) -> Tensor:
+            forward = partial(torch.func.functional_call, self._module, weights | adapted)
+            return self.inner.query_outputs(self._module, forward, support_x, query_x)
+
+        found: Tensor = self._mapped(one, adapted, self._x, self._query_x)
+        return found
+
+    def support_features(self) -> Tensor:
+        """See `Tasks`."""
+        found: Tensor = self._map(lambda _, x: self.inner.net.body(x), {}, {}, self.episodes.support_x)
+        return found
+
+    def _weights(self, step: int) -> Parameters:
+        return self._parameters | self.inner.local(of_step(self.inner.step_weights, step))
+
+    def _loss(self, weights: Parameters, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(self._module, weights, x), y)
+
+    def _mapped(self, one: Callable[..., Any], adapted: Parameters, *tensors: Tensor) -> Any:
+        own = {name: 0 if value.ndim > self._parameters[name].ndim else None for name, value in adapted.items()}
+        return self._map(one, own, adapted, *tensors)
+
+
+def one_after_the_other(one: Callable[..., Any], own: Mapping[str, int | None], adapted: Parameters, *tensors: Tensor) -> Any:
+    """Map a function of one task over tasks, in a loop.
+
+    Args:
+        one: parameters and further tensors of one task to a tensor, or to tensors by name.
+        own: 0 for the parameters that have an axis of tasks, None for those that are shared.
+        adapted: the parameters.
+        tensors: ``[T, ...]`` each.
+    """
+
+    def task(index: int) -> Any:
+        mine = {name: value if own[name] is None else value[index] for name, value in adapted.items()}
+        return one(mine, *(each[index] for each in tensors))
+
+    found = [task(index) for index in range(len(tensors[0]))]
+    if isinstance(found[0], dict):
+        return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+    return torch.stack(found)
+
+
+def all_at_once(one: Callable[..., Any], own: Mapping[str, int | None], adapted: Parameters, *tensors: Tensor) -> Any:
+    """`one_after_the_other` by `torch.func.vmap`."""
+    return torch.func.vmap(one, in_dims=(own, *[0] * len(tensors)), randomness="different")(adapted, *tensors)
+
+
+loop_tasks = partial(MappedTasks, task_map=one_after_the_other, gradient_of=autograd_gradient)
+vmap_tasks = partial(MappedTasks, task_map=all_at_once, gradient_of=functional_gradient)

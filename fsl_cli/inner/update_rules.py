@@ -1,0 +1,143 @@
+"""Update rules of the inner loop: what a step makes of a gradient, differentiable in everything."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+InnerOptimizer = Literal["sgd", "momentum", "adam"]
+_MARK = "//"  # NAME//velocity is what a rule remembers for the parameter NAME
+
+
+@dataclass(frozen=True)
+class UpdateRule(ABC):
+    """A rule with its options; what it remembers between steps lies beside the parameters, see `begin`.
+
+    Attributes:
+        weight_decay: times theta, added to the gradient (as `torch.optim.SGD` and `torch.optim.Adam` do), >= 0.
+    """
+
+    weight_decay: float = 0.0
+
+    def begin(self, parameters: Parameters) -> Parameters:
+        """The state before the first step: the parameters, and beside them what the rule remembers."""
+        return parameters
+
+    def step(self, state: Parameters, gradients: Parameters, step_sizes: Mapping[str, Tensor | float], step: int) -> Parameters:
+        """The state after one more step.
+
+        Args:
+            state: from `begin` or `step`.
+            gradients: by name, of the shape of the parameter or with an axis of tasks in front.
+            step_sizes: alpha by name, a number or a tensor that broadcasts to the parameter.
+            step: how many steps were taken before, 0, 1, ...
+        """
+        after: Parameters = {}
+        for name, theta in parameters_in(state).items():
+            gradient = gradients[name]
+            if self.weight_decay:
+                gradient = gradient + self.weight_decay * theta
+            after |= self._update(name, theta, gradient, step_sizes[name], state, step)
+        return after
+
+    @abstractmethod
+    def _update(
+        self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
+    ) -> Parameters:
+        """The new state of one parameter."""
+
+
+@dataclass(frozen=True)
+class SGD(UpdateRule):
+    """``theta <- theta - alpha g``."""
+
+    def _update(
+        self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
+    ) -> Parameters:
+        return {name: descend(theta, gradient, alpha)}
+
+
+@dataclass(frozen=True)
+class Momentum(UpdateRule):
+    """``v <- mu v + g``, ``theta <- theta - alpha v`` (Sutskever et al. 2013, as in `torch.optim.SGD`).
+
+    Attributes:
+        momentum: mu, in 0..1.
+    """
+
+    momentum: float = 0.9
+
+    def begin(self, parameters: Parameters) -> Parameters:
+        """A velocity of zero beside each parameter."""
+        return parameters | {f"{name}{_MARK}velocity": torch.zeros_like(theta) for name, theta in parameters.items()}
+
+    def _update(
+        self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
+    ) -> Parameters:
+        key = f"{name}{_MARK}velocity"
+        velocity = self.momentum * state[key] + gradient
+        return {name: descend(theta, velocity, alpha), key: velocity}
+
+
+@dataclass(frozen=True)
+class Adam(UpdateRule):
+    """Adam (Kingma & Ba 2015, algorithm 1), its moments zero at the start of every task.
+
+    Attributes:
+        beta1: decay of the first moment, in 0..1.
+        beta2: decay of the second moment, in 0..1.
+        eps: added to the root of the second moment, > 0.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def begin(self, parameters: Parameters) -> Parameters:
+        """Moments of zero beside each parameter."""
+        zeros = {name: torch.zeros_like(theta) for name, theta in parameters.items()}
+        first = {f"{name}{_MARK}first": zero for name, zero in zeros.items()}
+        return parameters | first | {f"{name}{_MARK}second": zero for name, zero in zeros.items()}
+
+    def _update(
+        self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
+    ) -> Parameters:
+        keys = f"{name}{_MARK}first", f"{name}{_MARK}second"
+        first = self.beta1 * state[keys[0]] + (1 - self.beta1) * gradient
+        second = self.beta2 * state[keys[1]] + (1 - self.beta2) * gradient.square()
+        root = _root(second / (1 - self.beta2 ** (step + 1)))
+        direction = first / (1 - self.beta1 ** (step + 1)) / (root + self.eps)
+        return {name: descend(theta, direction, alpha), keys[0]: first, keys[1]: second}
+
+
+PLAIN_SGD = SGD()
+
+
+def update_rule(optimizer: InnerOptimizer, weight_decay: float) -> UpdateRule:
+    """The rule that an option ``inner_optimizer`` names."""
+    rules = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
+    return rules[optimizer](weight_decay)
+
+
+def parameters_in(state: Parameters) -> Parameters:
+    """The parameters of a state, without what its rule remembers."""
+    return {name: value for name, value in state.items() if _MARK not in name}
+
+
+def descend(theta: Tensor, direction: Tensor, alpha: Tensor | float) -> Tensor:
+    """``theta - alpha * direction``."""
+    if isinstance(alpha, Tensor):
+        return torch.addcmul(theta, alpha, direction, value=-1)
+    return torch.add(theta, direction, alpha=-alpha)
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root, with derivative 0 at 0, where a weight that nothing depends on would make NaN of its gradient."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
