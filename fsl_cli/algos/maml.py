@@ -33,7 +33,7 @@ Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -161,13 +161,10 @@ class MAML(Algorithm):
         return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
 
     def _inner_loop(self, ways: int) -> InnerLoop:
-        step_sizes = self.step_sizes()
-        if ways != self.net.head.out_features:
-            step_sizes = [{name: _for_ways(name, alpha, ways) for name, alpha in each.items()} for each in step_sizes]
         return InnerLoop(
             self.net.with_ways(ways),
             self.adapt,
-            step_sizes,
+            for_ways(self.step_sizes(), self.net, ways),
             self.first_order,
             self.transductive,
             self.checkpoint_inner,
@@ -187,6 +184,15 @@ def accuracy_along(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([metrics.accuracy(each, labels) for each in logits], dim=1)
 
 
-def _for_ways(name: str, alpha: Tensor | float, ways: int) -> Tensor | float:
-    per_row = name.startswith("head.") and isinstance(alpha, Tensor) and alpha.ndim > 0
-    return mean_row(alpha, ways) if per_row and isinstance(alpha, Tensor) else alpha
+def for_ways(
+    step_sizes: Sequence[Mapping[str, Tensor | float]], net: Classifier, ways: int
+) -> Sequence[Mapping[str, Tensor | float]]:
+    """Step sizes of ``net`` for `Classifier.with_ways`: those of the rows of the head become their mean."""
+    if ways == net.head.out_features:
+        return step_sizes
+    shapes = {f"head.{name}": theta.shape for name, theta in net.head.named_parameters()}
+
+    def of(name: str, alpha: Tensor | float) -> Tensor | float:
+        return mean_row(alpha, ways) if isinstance(alpha, Tensor) and shapes.get(name) == alpha.shape else alpha
+
+    return [{name: of(name, alpha) for name, alpha in each.items()} for each in step_sizes]

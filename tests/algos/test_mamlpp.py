@@ -1,0 +1,193 @@
+"""MAML++ against the slow way, and each of its switches."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from problems import TinyNet, random_episodes
+from small_training import accuracy, faint_patterns, is_at_chance, noise_classes, train
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fsl_cli.algos.maml import MAML
+from fsl_cli.algos.mamlpp import MAMLPlusPlus, importance_of_steps
+from fsl_cli.backbones.batch_norm import BatchNorm
+from fsl_cli.backbones.mlp import MLP
+from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+EPISODES = random_episodes()
+TASK, SHAPE = Task(5, 1, 5), (2, 4, 4)
+TRAIN = EpisodeSampler(faint_patterns(seed=0), "train", TASK, 0)
+TEST = EpisodeSampler(faint_patterns(seed=1), "test", TASK, 0)
+OFF = {"inner_lr_learning": "none", "multi_step_iterations": 0, "per_step_batch_norm": False}
+
+
+def sequential() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1, bias=False), BatchNorm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def mamlpp(engine: str = "loop", net=TinyNet, **options) -> MAMLPlusPlus:
+    """In float64, with step sizes, scales and shifts that differ from step to step."""
+    torch.manual_seed(0)
+    algorithm = MAMLPlusPlus(net(), 4, EPISODES.ways, engine, **({"inner_steps": 3} | options)).double()
+    nn.init.normal_(algorithm.net.head.weight)
+    for value in [*algorithm.step_sizes.values, *algorithm.affine.values]:
+        nn.init.uniform_(value, 0.2, 0.6)
+    return algorithm
+
+
+def learner(cls=MAMLPlusPlus, **options) -> MAMLPlusPlus:
+    torch.manual_seed(0)
+    return cls(MLP(SHAPE, widths=[32]), 32, TASK.ways, **options)
+
+
+def slow_losses(algorithm: MAMLPlusPlus, task: int) -> list[torch.Tensor]:
+    """Query losses after every step, with batch normalisation's weights put into a copy before every forward pass."""
+    net = copy.deepcopy(algorithm.net)
+    adapted = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    losses = []
+    for step in range(algorithm.inner_steps):
+        if algorithm.affine.values:
+            net.body.norm.weight.data, net.body.norm.bias.data = (value[step] for value in algorithm.affine.values)
+        net.zero_grad()
+        cross_entropy(net(EPISODES.support_x[task]), EPISODES.support_y[task]).backward()
+        with torch.no_grad():
+            for (_, parameter), alpha in zip(adapted.items(), algorithm.step_sizes.values, strict=True):
+                parameter -= alpha[step] * parameter.grad
+            losses.append(cross_entropy(net(EPISODES.query_x[task]), EPISODES.query_y[task]))
+    return losses
+
+
+@pytest.mark.parametrize("per_step", [True, False])
+@pytest.mark.parametrize("iteration", [0, 30, 99, 100])
+def test_loss_is_the_weighted_sum_over_the_steps_the_slow_way(iteration, per_step):
+    algorithm = mamlpp(multi_step_iterations=100, per_step_batch_norm=per_step)
+    algorithm.begin_iteration(iteration)
+    weights = importance_of_steps(3, iteration, 100)
+    step = algorithm.loss(EPISODES)
+    slow = torch.stack([torch.stack(slow_losses(algorithm, task)) for task in range(len(EPISODES))]).mean(0)
+    torch.testing.assert_close(step.loss.detach(), (weights.double() * slow).sum(), **EXACT)
+    torch.testing.assert_close(step.metrics["last_step_loss"], slow[-1], **EXACT)
+    assert step.metrics["last_step_importance"] == weights[-1]
+
+
+def test_importance_is_annealed_as_in_the_authors_code():
+    """get_per_step_loss_importance_vector for 5 steps over 10 epochs, by hand."""
+    for epoch in range(10):
+        earlier = max(0.2 - epoch * 0.02, 0.03 / 5)
+        last = min(0.2 + epoch * 4 * 0.02, 1 - 4 * 0.03 / 5)
+        torch.testing.assert_close(importance_of_steps(5, epoch, 10), torch.tensor([earlier] * 4 + [last]))
+    assert importance_of_steps(5, 10, 10).tolist() == importance_of_steps(5, 0, 0).tolist() == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"first_order_iterations": 1}, {"multi_step_iterations": 0}, {"batch_norm": "inductive"}]
+)
+def test_engines_agree_on_loss_and_gradients(options):
+    found = {}
+    for engine in ("loop", "vmap", "fast"):
+        algorithm = mamlpp(engine, sequential, **options)
+        loss = algorithm.loss(EPISODES).loss
+        loss.backward()
+        grads = {n: p.grad for n, p in algorithm.named_parameters() if p.requires_grad}
+        found[engine] = loss.detach(), grads
+    loss, reference = found["loop"]
+    assert all(value.abs().max() > 1e-9 for value in reference.values())
+    for engine in ("vmap", "fast"):
+        torch.testing.assert_close(found[engine][0], loss, **EXACT)
+        for name, value in reference.items():
+            torch.testing.assert_close(found[engine][1][name], value, rtol=1e-7, atol=1e-10, msg=f"{engine} {name}")
+
+
+def test_gradients_are_finite_differences():
+    algorithm = mamlpp("fast", sequential)
+    algorithm.loss(EPISODES).loss.backward()
+    for name, parameter in algorithm.named_parameters():
+        if parameter.grad is None:
+            assert name in {"net.body.1.weight", "net.body.1.bias"}
+            continue
+        flat, values = parameter.data.view(-1), []
+        for sign in (1, -1):
+            before = flat[0].item()
+            flat[0] = before + sign * 1e-6
+            values.append(algorithm.loss(EPISODES).loss.item())
+            flat[0] = before
+        assert parameter.grad.view(-1)[0].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-8), name
+
+
+def test_with_every_switch_off_it_is_maml():
+    plain = MAML(TinyNet(), 4, EPISODES.ways, "loop", inner_steps=3, inner_lr=0.3).double()
+    off = mamlpp(inner_lr=0.3, **OFF)
+    plain.net.load_state_dict(off.net.state_dict())
+    torch.testing.assert_close(off.loss(EPISODES).loss, plain.loss(EPISODES).loss, **EXACT)
+    assert set(off.state_dict()) == set(plain.state_dict())
+
+
+def test_derivative_order_is_annealed():
+    algorithm = mamlpp(first_order_iterations=5, multi_step_iterations=0)
+
+    def gradient(iteration: int) -> torch.Tensor:
+        algorithm.zero_grad()
+        algorithm.begin_iteration(iteration)
+        algorithm.loss(EPISODES).loss.backward()
+        return algorithm.net.body.conv.weight.grad.clone()
+
+    assert torch.equal(gradient(0), gradient(4))
+    assert torch.equal(gradient(5), gradient(50))
+    assert not torch.allclose(gradient(4), gradient(5), rtol=1e-2)
+
+
+def test_batch_normalisation_of_a_step_is_learned_and_not_adapted():
+    algorithm = learner(inner_steps=2)
+    assert not any("norm" in name for name in algorithm.step_sizes._names)
+    before = [value.clone() for value in algorithm.affine.values]
+    own = {name: value.clone() for name, value in algorithm.net.named_parameters() if not value.requires_grad}
+    assert len(own) == len(before) == 2
+    train(algorithm, TRAIN, iterations=3)
+    for value, old in zip(algorithm.affine.values, before, strict=True):
+        assert (value != old).any(1).all()  # in every step
+    assert all(torch.equal(value, own[name]) for name, value in algorithm.net.named_parameters() if name in own)
+
+
+@pytest.fixture(scope="module")
+def trained() -> MAMLPlusPlus:
+    algorithm = learner(inner_steps=2, multi_step_iterations=60)
+    assert accuracy(algorithm, TEST) < 0.35
+    train(algorithm, TRAIN, iterations=120)
+    return algorithm
+
+
+def test_learns_and_serves_other_ways_and_shots(trained):
+    assert accuracy(trained, TEST) > 0.75
+    assert accuracy(trained, EpisodeSampler(faint_patterns(seed=1), "test", Task(20, 1, 5), 0), 40) > 0.4
+    assert accuracy(trained, EpisodeSampler(faint_patterns(seed=1), "test", Task(5, 5, 5), 0), 50) > 0.85
+
+
+@pytest.mark.parametrize(
+    "options", [{"per_step_batch_norm": False}, {"multi_step_iterations": 0}, {"inner_lr_learning": "none"}]
+)
+def test_learns_with_a_switch_off(options):
+    algorithm = learner(**({"inner_steps": 2, "multi_step_iterations": 60, "inner_lr": 0.3} | options))
+    train(algorithm, TRAIN, iterations=120)
+    assert accuracy(algorithm, TEST) > 0.6
+
+
+class ShuffledSupport(MAMLPlusPlus):
+    """A broken MAML++: support labels say nothing about the queries."""
+
+    def loss(self, episodes: Episodes):
+        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support_y])
+        return super().loss(Episodes(episodes.support_x, shuffled, episodes.query_x, episodes.query_y, episodes.ways))
+
+
+def test_a_broken_copy_learns_nothing():
+    broken = learner(ShuffledSupport, inner_steps=2, multi_step_iterations=60)
+    train(broken, TRAIN, iterations=120)
+    assert accuracy(broken, TEST) < 0.35
+
+
+def test_noise_is_classified_at_chance():
+    assert is_at_chance(learner(inner_steps=2), EpisodeSampler(noise_classes(), "test", TASK, 0))
