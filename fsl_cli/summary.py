@@ -90,9 +90,12 @@ def main() -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders; NAME=FOLDER gives a row another name")
     parser.add_argument("--markdown", type=Path, required=True)
     parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--best-first", action="store_true", help="in the order of accuracy")
     chosen = parser.parse_args()
     named = [str(folder).rpartition("=")[::2] for folder in chosen.folders]
     rows = [row(Path(folder), name or folder) for name, folder in named]
+    if chosen.best_first:
+        rows.sort(key=lambda each: -float(each["accuracy %"] or -1))
     return report(rows, chosen.markdown, chosen.csv)
 
 

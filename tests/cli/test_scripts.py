@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from command_line import merged, results, shell
+from command_line import SMALL, merged, results, shell
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -62,7 +62,47 @@ def test_the_sweep_over_step_sizes(tmp_path):
     assert [row["state"] for row in rows(tmp_path / "sweep")] == ["done", "done"]
 
 
-@pytest.mark.parametrize("script", ["meta_test.sh", "sweep_inner_lr.sh"])
+BOARD = ("minutes=0.02", "episodes=8", *(word for word in SMALL if not word.startswith(("train.iterations", "eval."))))
+
+
+def test_the_leaderboard_trains_every_method_for_the_same_time_and_keeps_finished_rows(tmp_path):
+    methods = "methods=protonet,maml+algo.inner_steps=2,protonet+algo.distance=cosine+algo.scale=10,maml+algo.inner_stps=1"
+    words = (SCRIPTS / "leaderboard.sh", "--jobs", "2", methods, *BOARD, "dataset=glyphs", f"out={tmp_path / 'board'}")
+    done = shell(*words, cwd=tmp_path)
+    assert done.returncode == 1  # one of the methods is misspelled
+    table = rows(tmp_path / "board")
+    assert {row["run"] for row in table} == set(methods.removeprefix("methods=").split(","))
+    assert [row["state"] for row in table[:3]] == ["done"] * 3
+    assert "did you mean algo.inner_steps" in table[3]["state"]
+    assert sorted((float(row["accuracy %"]) for row in table[:3]), reverse=True) == [
+        float(row["accuracy %"]) for row in table[:3]
+    ]
+    folders = sorted(path for path in (tmp_path / "board").iterdir() if (path / "results.json").exists())
+    assert len(folders) == 3
+    assert len({results(folder)["episodes_digest"] for folder in folders}) == 1
+    assert all(results(folder)["accuracy"]["n"] == 8 for folder in folders)
+    times = [(folder / "results.json").stat().st_mtime_ns for folder in folders]
+    interrupted = folders[0]
+    for name in ("results.json", "status.json"):
+        (interrupted / name).unlink()
+    again = shell(*words, cwd=tmp_path)
+    assert again.stdout.count("kept") == 2
+    assert "resume " in (tmp_path / "board" / f"{interrupted.name}.log").read_text()
+    assert [(folder / "results.json").stat().st_mtime_ns for folder in folders[1:]] == times[1:]
+    assert {row["state"] for row in rows(tmp_path / "board")[:3]} == {"done"}
+    other = shell(*words, "task.shots=2", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds rows with other settings" in other.stderr
+
+
+@pytest.mark.parametrize(("words", "message"), [(("--jobs=x",), "--jobs: x is not valid"), (("maml",), "maml: what is it?")])
+def test_the_leaderboard_says_what_is_wrong_with_its_words(words, message, tmp_path):
+    done = shell(SCRIPTS / "leaderboard.sh", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("script", ["meta_test.sh", "sweep_inner_lr.sh", "leaderboard.sh"])
 def test_help(script, tmp_path):
     shown = shell(SCRIPTS / script, "--help", cwd=tmp_path)
     assert shown.returncode == 0

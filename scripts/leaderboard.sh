@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Train every method for the same wall-clock time, test all of them on the same episodes, end with one table.
+#
+#   scripts/leaderboard.sh [--jobs N] [methods=a,b] [minutes=10] [episodes=1000] [out=FOLDER] [any override of fsl train]
+#
+# A method is a name of `fsl ls algo`, with overrides of its own behind +: methods=maml,maml+algo.inner_steps=5,protonet.
+# N methods run at a time, each on its share of the cores. Start it again with the same words and it goes on: finished
+# rows are kept, an interrupted one continues from its last checkpoint. Without data set and task: Omniglot, 5-way 1-shot.
+#
+#   scripts/leaderboard.sh --jobs 2
+#   scripts/leaderboard.sh methods=maml,protonet minutes=2 dataset=glyphs task.shots=5 out=outputs/leaderboard/glyphs
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+fsl=${FSL:-$(PATH="$here/.venv/bin:$PATH" command -v fsl)} || { echo "error: fsl is not installed (run: make setup)" >&2; exit 2; }
+python=$(dirname "$fsl")/python
+
+jobs=1 minutes=10 episodes=1000 out='' methods='' overrides=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --jobs) jobs=${2-}; shift ;;
+    --jobs=*) jobs=${1#*=} ;;
+    minutes=*) minutes=${1#*=} ;;
+    episodes=*) episodes=${1#*=} ;;
+    out=*) out=${1#*=} ;;
+    methods=*) methods=${1#*=} ;;
+    *=*) overrides+=("$1") ;;
+    *) echo "error: $1: what is it? (scripts/leaderboard.sh --help)" >&2; exit 2 ;;
+  esac
+  shift
+done
+case $jobs in '' | *[!0-9]* | 0) echo "error: --jobs: $jobs is not valid: use a number of methods at a time" >&2; exit 2 ;; esac
+
+given=" ${overrides[*]-} "
+case $given in *" dataset="*) ;; *) overrides=(dataset=omniglot ${overrides[@]+"${overrides[@]}"}) ;; esac
+threads=$(($(nproc) / jobs > 0 ? $(nproc) / jobs : 1))
+common=("train.max_minutes=$minutes" train.iterations=1000000000 "eval.episodes=$episodes")
+case $given in *" hardware.threads="*) ;; *) common+=("hardware.threads=$threads") ;; esac
+common+=(${overrides[@]+"${overrides[@]}"})
+if [ -z "$methods" ]; then
+  # Without learning there is nothing to spend minutes on.
+  methods=$("$fsl" ls algo | sed -n 's/^algo=\([^\t]*\).*/\1/p' | sed '/^nearest$/d' | paste -sd,)
+  methods+=,nearest+train.iterations=1,nearest+algo.features=network+train.iterations=1
+fi
+name=$(printf '%s\n' "${overrides[@]}" | sed -n 's/^dataset=//p' | tail -1)
+out=${out:-outputs/leaderboard/${name}_${minutes}min}
+mkdir -p "$out" || exit 2
+out=$(cd "$out" && pwd)
+
+# Rows of other settings beside each other would not be a comparison.
+if [ -e "$out/settings" ] && ! diff -q "$out/settings" <(printf '%s\n' "${common[@]}") >/dev/null; then
+  echo "error: $out: holds rows with other settings ($(paste -sd' ' "$out/settings")): use another out=" >&2
+  exit 2
+fi
+printf '%s\n' "${common[@]}" >"$out/settings"
+
+row_folder() { printf '%s/%s' "$out" "$(printf '%s' "$1" | tr '+/= ' '_-__')"; }
+is_done() { grep -q '"state": "done"' "$1/status.json" 2>/dev/null; }
+train() { # one method: its name and its own overrides, in its folder
+  local folder own
+  folder=$(row_folder "$1")
+  IFS=+ read -ra own <<<"$1"
+  "$fsl" train "algo=${own[0]}" "${common[@]}" ${own[@]:1} "hydra.run.dir=$folder" resume=auto \
+    >"$folder.log" 2>&1 || { echo "$1: $(grep '^error: ' "$folder.log" | tail -1 || true) (see $folder.log)" >&2; record "$folder"; }
+  echo "== $1  $(grep '^test ' "$folder.log" | tail -1)"
+}
+record() { # why there is no result, for the table
+  [ -e "$1/status.json" ] && return
+  mkdir -p "$1"
+  "$python" - "$1" <<'PYTHON'
+import json, pathlib, sys
+
+folder = pathlib.Path(sys.argv[1])
+lines = [line for line in pathlib.Path(f"{folder}.log").read_text().splitlines() if line.startswith("error: ")]
+status = {"state": "failed", "error": "; ".join(line.removeprefix("error: ") for line in lines) or "no reason given"}
+(folder / "status.json").write_text(json.dumps(status, indent=2))
+PYTHON
+}
+trap 'kill $(jobs -p) 2>/dev/null; wait; exit 130' INT TERM
+
+IFS=, read -ra every <<<"$methods"
+rows=()
+for method in "${every[@]}"; do
+  folder=$(row_folder "$method")
+  rows+=("$method=$folder")
+  if is_done "$folder"; then
+    echo "== $method  kept"
+    continue
+  fi
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+  echo "== $method  training for $minutes min"
+  train "$method" &
+done
+wait
+"$python" -m fsl_cli.summary "${rows[@]}" --best-first --markdown "$out/results.md" --csv "$out/results.csv"
