@@ -177,6 +177,8 @@ class Experiment:
         tracker.summarise(
             {f"test/{name}_{key}": results[name][key] for name in ("accuracy", "loss") for key in ("mean", "ci95", "n")}
         )
+        if "curves" in results:
+            tracker.picture(self.training.progress.iteration, "test/curves", self.folder.curves)
         with tempfile.TemporaryDirectory() as scratch:
             picture = Path(scratch) / "episode.png"
             _draw(self.parts, self.validation, picture)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -41,6 +43,29 @@ def draw_episode(episodes: Episodes, logits: Tensor, path: Path) -> None:
     share = float((predicted == labels).float().mean())
     figure.suptitle(f"one episode: {100 * share:.0f} % of {len(labels)} queries right (green)", fontsize=9)
     figure.savefig(path, dpi=100)
+
+
+def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw accuracies along curves with their 95% intervals, a panel for each.
+
+    Args:
+        curves: as in ``results.json``: by name, points with ``at``, ``mean``, ``ci95`` and ``n``.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(curves), 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        at = [point["at"] for point in curve]
+        means, halves = ([100 * point[key] for point in curve] for key in ("mean", "ci95"))
+        axes.errorbar(at, means, yerr=halves, marker="o", markersize=4, capsize=3, linewidth=1.2)
+        axes.set_xlabel(name.replace("_", " "))
+        axes.set_ylabel("accuracy, %")
+        axes.set_title(f"mean and 95% CI over {curve[0]['n']} episodes", fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
 
 
 def _draw(axis: object, image: Tensor, title: str, colour: str) -> None:

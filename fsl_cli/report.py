@@ -9,6 +9,7 @@ from fsl_cli import console
 from fsl_cli.assembly import Parts
 from fsl_cli.config import Settings
 from fsl_cli.evaluation import EpisodeScores, evaluate
+from fsl_cli.pictures import draw_curves
 from fsl_cli.run_folder import RunFolder
 from fsl_cli.stats import t_interval
 
@@ -23,11 +24,7 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
     count = settings.eval.episodes
     with console.progress(f"testing on {count} episodes", count) as advance:
         scores = evaluate(parts.algorithm, sampler, count, parts.hardware, advance, curves=True)
-    points = parts.algorithm.curve_points(sampler.task)
-    curves = {
-        name: [{"at": at, **t_interval(column).as_dict()} for at, column in zip(points[name], values.T, strict=True)]
-        for name, values in scores.curves.items()
-    }
+    curves = _curves(scores, parts)
     results = {
         "algo": settings.algo["name"],
         "dataset": settings.dataset["name"],
@@ -50,10 +47,21 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
     along = {f"accuracy_by_{name}": values for name, values in scores.curves.items()}
     folder.write_episodes({"accuracy": scores.accuracy, "loss": scores.loss, **along})
     folder.write_json(folder.results, results)
+    if curves:
+        draw_curves(curves, folder.curves)
     for name, curve in curves.items():
         _say_curve(name, curve)
     console.say(result_line(scores), style="bold green")
     return results
+
+
+def _curves(scores: EpisodeScores, parts: Parts) -> dict[str, list[dict[str, Any]]]:
+    """The accuracy along each curve: at each point its mean with its interval."""
+    points = parts.algorithm.curve_points(parts.task)
+    return {
+        name: [{"at": at, **t_interval(column).as_dict()} for at, column in zip(points[name], values.T, strict=True)]
+        for name, values in scores.curves.items()
+    }
 
 
 def result_line(scores: EpisodeScores) -> str:

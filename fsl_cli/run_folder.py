@@ -90,7 +90,7 @@ class RunFolder:
         self.path = path
         self.config, self.env, self.results = path / "config.yaml", path / "env.json", path / "results.json"
         self.status, self.metrics, self.log = path / "status.json", path / "metrics.jsonl", path / "run.log"
-        self.episodes = path / "episodes.npz"
+        self.episodes, self.curves = path / "episodes.npz", path / "curves.png"
         self.best, self.last = path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ class RunFolder:
         self.write_json(self.status, {"state": state, **details})
 
     def write_episodes(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """``episodes.npz``: one value per test episode."""
+        """``episodes.npz``: one row per test episode."""
         write_atomically(self.episodes, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 

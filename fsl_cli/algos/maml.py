@@ -180,8 +180,8 @@ def steps_in_test(test_inner_steps: int | list[int] | None, inner_steps: int) ->
 
 
 def accuracy_along(logits: Tensor, labels: Tensor) -> Tensor:
-    """Accuracies ``[T, points]`` of query logits ``[points, T, N*Q, N]``."""
-    return torch.stack([metrics.accuracy(each, labels) for each in logits], dim=1)
+    """Accuracies, float64 ``[T, points]``, of query logits ``[points, T, N*Q, N]``."""
+    return torch.stack([metrics.accuracy(each.double(), labels) for each in logits], dim=1)
 
 
 def for_ways(

@@ -50,6 +50,29 @@ def test_overrides_change_the_task_and_nothing_else(small, fsl, tmp_path):
     assert outcome.out.strip().splitlines()[-1].startswith("test  30 episodes")
 
 
+def test_a_list_of_inner_steps_gives_the_accuracy_after_each_of_them(small, fsl, tmp_path):
+    run = small("run")
+    words = (f"run={run}", "eval.episodes=20", "algo.inner_lr=0.1")
+    outcome = fsl("eval", *words, "algo.test_inner_steps=[5,0,1]", f"hydra.run.dir={tmp_path / 'curve'}")
+    assert outcome.code == 0, outcome.err
+    curve = results(tmp_path / "curve")["curves"]["inner_steps"]
+    along = np.load(tmp_path / "curve/episodes.npz")["accuracy_by_inner_steps"]
+    assert along.shape == (20, 3)
+    assert [point["at"] for point in curve] == [0, 1, 5]
+    for point, column in zip(curve, along.T, strict=True):
+        fsl("eval", *words, f"algo.test_inner_steps={point['at']}", f"hydra.run.dir={tmp_path / str(point['at'])}")
+        alone = tmp_path / str(point["at"])
+        np.testing.assert_array_equal(np.load(alone / "episodes.npz")["accuracy"], column)
+        assert {key: point[key] for key in ("mean", "ci95", "n", "method")} == results(alone)["accuracy"]
+        assert "curves" not in results(alone)
+        assert not (alone / "curves.png").exists()
+        line = f"{point['at']}\t{100 * point['mean']:.2f} ± {100 * point['ci95']:.2f}\t20"
+        assert line in outcome.out.splitlines()
+    assert len({point["mean"] for point in curve}) > 1
+    assert results(tmp_path / "curve")["accuracy"] == results(tmp_path / "5")["accuracy"]
+    assert (tmp_path / "curve" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.data
 def test_another_data_set(small, fsl, tmp_path, omniglot_dir):
     run = small("run")
