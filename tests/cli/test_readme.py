@@ -24,8 +24,8 @@ def test_the_readme_has_commands():
     assert "make demo" in COMMANDS
     assert "make test" in COMMANDS
     assert len(runnable("fsl train")) >= 6
-    assert len(runnable("fsl eval")) == 4
-    assert len(runnable("scripts/")) == 2
+    assert len(runnable("fsl eval")) == 6
+    assert len(runnable("scripts/")) == 4
 
 
 def needs_omniglot(line: str) -> bool:
@@ -76,6 +76,16 @@ def test_meta_test(trained):
     assert done.returncode == 0, done.stderr
     assert results(trained / "table" / "3")["task"] == {"ways": 20, "shots": 5, "queries": 2}
     assert results(trained / "table" / "3")["accuracy"]["n"] == 6
+
+
+@pytest.mark.parametrize("line", runnable("scripts/leaderboard.sh"))
+def test_leaderboard(line, tmp_path, request):
+    methods = [] if "methods=" in line else ["methods=protonet"]  # all of them are in tests/algos/test_every_algorithm.py
+    if "dataset=" not in line:
+        request.getfixturevalue("omniglot_dir")
+    words = [word for word in SMALLER if not word.startswith(("eval.episodes", "train.iterations"))]
+    done = shell(ROOT / line.split()[0], *line.split()[1:], *methods, *words, "minutes=0.01", "episodes=6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("line", [*runnable("fsl ls"), *runnable("fsl doctor"), "make help"])
