@@ -1,12 +1,15 @@
 """Relation networks (Sung, Yang, Zhang, Xiang, Torr & Hospedales 2018): the comparison is learned too.
 
-The feature maps f(x) of a query and those of a class, the sum over its shots (section 3.3), are concatenated along their
-channels, and the relation module g scores how well they belong together (eq. 1), r = g([f(class), f(x)]) in 0..1. Training
+The feature maps f(x) of a query and those of a class, the sum over its shots, are concatenated along their channels, and
+the relation module g scores how well they belong together (eq. 1), r = g([f(class), f(x)]) in 0..1. Training
 minimises the squared error of the scores (eq. 2), 1 for the query's class and 0 for the others. g is two blocks of 3x3
 convolution, batch normalisation, ReLU and 2x2 max-pooling, a hidden layer with ReLU and a sigmoid (section 3.4).
 
 The maps are what the backbone's last pooling layer takes in; a backbone without one gives maps of a single position. g is
 built for their size: a block pools only maps of at least 2x2, and its convolution of single positions is 1x1.
+
+With ``combine=sum``, the paper's, test with as many shots as were trained: twice the shots are twice the map, which g has
+never seen. ``combine=mean`` is the same but for a constant factor, and any number of shots will do.
 
 The logits are log r / (1 - r), what enters the sigmoid: their order is that of the scores, without the ties of scores
 that are rounded to 0 or 1, and if the scores were independent beliefs, the softmax of the logits would be p(y | x).
@@ -26,7 +29,7 @@ ways; ``relation_same`` and ``relation_different``, the mean score of a query wi
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +51,7 @@ class RelationNet(EmbeddingLearner):
         image_shape: ``(C, H, W)``.
         filters: output channels of the blocks of the relation module.
         hidden: units of its hidden layer.
+        combine: what a class is of the maps of its shots.
         batch_norm: see above.
         train_ways: ways of a training episode; None: as in the tested task.
         train_shots: shots of a training episode; None: as in the tested task.
@@ -61,6 +65,7 @@ class RelationNet(EmbeddingLearner):
         *,
         filters: Annotated[int, Ge(1)] = 64,
         hidden: Annotated[int, Ge(1)] = 8,
+        combine: Literal["sum", "mean"] = "sum",
         batch_norm: BatchNormMode = "inductive",
         train_ways: Annotated[int, Ge(2)] | None = 20,
         train_shots: Annotated[int, Ge(1)] | None = None,
@@ -69,6 +74,7 @@ class RelationNet(EmbeddingLearner):
         maps = FeatureMaps(backbone, image_shape)
         super().__init__(maps, batch_norm, train_ways, train_shots, train_queries)
         self.relation = Relation(maps.shape, filters, hidden)
+        self.combine = combine
 
     def loss(self, episodes: Episodes) -> Step:
         """Mean squared error of the scores (eq. 2); moves the running averages of batch normalisation."""
@@ -80,12 +86,19 @@ class RelationNet(EmbeddingLearner):
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """Logits of the scores from maps ``[T, B, C, h, w]``, normalised by the running averages."""
         with statistics_from(self, "running"):
-            return self.relation(class_sums(support, support_y, ways), query)
+            return self.relation(self.class_maps(support, support_y, ways), query)
 
     def compare(self, episodes: Episodes, support: Tensor, query: Tensor) -> Tensor:
         """Logits of the scores, one episode after the other."""
-        sums = class_sums(support, episodes.support_y, episodes.ways)
-        return torch.cat([self.relation(*one) for one in zip(sums.split(1), query.split(1), strict=True)])
+        classes = self.class_maps(support, episodes.support_y, episodes.ways)
+        return torch.cat([self.relation(*one) for one in zip(classes.split(1), query.split(1), strict=True)])
+
+    def class_maps(self, support: Tensor, support_y: Tensor, ways: int) -> Tensor:
+        """Sum or mean of the support maps ``[T, N*K, C, h, w]`` of each class: ``[T, N, C, h, w]``."""
+        members = F.one_hot(support_y, ways).to(support.dtype)
+        if self.combine == "mean":
+            members = members / members.sum(1, keepdim=True)
+        return (members.transpose(1, 2) @ support.flatten(2)).unflatten(2, support.shape[2:])
 
 
 class Relation(nn.Module):
@@ -119,12 +132,6 @@ class Relation(nn.Module):
         one, other = (each.unflatten(0, x.shape[:2]) for each, x in ((one, classes), (other, query)))
         pairs = one.unsqueeze(1) + other.unsqueeze(2)
         return self.rest(pairs.flatten(0, 2)).view(pairs.shape[:3])
-
-
-def class_sums(embedded: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """Sum of the embeddings ``[T, B, ...]`` of each class, ``[T, N, ...]``; labels int64 ``[T, B]``."""
-    members = F.one_hot(labels, ways).to(embedded.dtype)
-    return (members.transpose(1, 2) @ embedded.flatten(2)).unflatten(2, embedded.shape[2:])
 
 
 def _convolution(inputs: int, outputs: int, height: int, width: int) -> nn.Conv2d:
