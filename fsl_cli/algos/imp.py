@@ -1,0 +1,171 @@
+"""Infinite mixture prototypes (Allen, Shelhamer, Shin & Tenenbaum 2019), supervised: as many prototypes as a class needs.
+
+A class is a mixture of Gaussians of variance sigma, whose number is inferred as in DP-means (Algorithm 1):
+
+1. Every class starts with one cluster at the mean of its embedded support images.
+2. The images are visited in order. One that is further than the threshold from every cluster of its class,
+   min_c |h_i - mu_c|^2 > lambda, opens a new cluster of its class at itself.
+3. Each image is shared out among the clusters of its class, z_ic = N(h_i; mu_c, sigma) / sum_c N(h_i; mu_c, sigma), and
+   the prototypes are mu_c = sum_i z_ic h_i / sum_i z_ic.
+
+The threshold (eq. 6) is lambda = -2 sigma log(alpha / (1 + rho / sigma)^(d/2)), where d is the width of the embedding, rho
+the variance between the class means of the episode, and alpha the concentration of the Dirichlet process: larger, more
+clusters. A class is as likely as its closest cluster: p(y = n | x) = softmax_n max_{c of n} log N(h(x); mu_c, sigma), and
+training minimises the cross-entropy of the queries, through which h and sigma are learned. With one shot there is one
+cluster per class at its image, and IMP is a prototypical network with a learned temperature.
+
+Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
+averages of training, ``transductive`` by the images of the episode.
+
+Deviations from the paper: labelled support sets only, so there is one sigma and no cluster of unlabelled images; the
+assignments z and the threshold are constants to the gradient, as in the authors' code (as far as we remember it: they
+have not been compared); rho is the mean over the dimensions of the unbiased variance; one pass over the support set; the
+start of sigma and alpha are our choice; training episodes have ``train_ways`` classes; schedules are shorter.
+
+Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``sigma``;
+``threshold``, lambda; ``clusters``, prototypes per class.
+
+    fsl train algo=imp dataset=omniglot
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.matchingnet import of_each_class
+from fsl_cli.algos.protonet import class_means, squared_euclidean
+from fsl_cli.backbones.batch_norm import statistics_from
+from fsl_cli.episodes import Episodes
+from fsl_cli.metrics import cross_entropy
+
+
+class IMP(EmbeddingLearner):
+    """Meta-learns an embedding in which a class is a few Gaussian clusters of one learned variance.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
+        sigma: variance of a cluster where learning starts, > 0.
+        alpha: concentration of the Dirichlet process, > 0; at 1 and above the threshold may be 0 or less, and then every
+            image is a cluster.
+        batch_norm: see above.
+        train_ways: ways of a training episode; None: as in the tested task.
+        train_shots: shots of a training episode; None: as in the tested task.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        sigma: Annotated[float, Gt(0)] = 0.5,
+        alpha: Annotated[float, Gt(0)] = 0.1,
+        batch_norm: BatchNormMode = "inductive",
+        train_ways: Annotated[int, Ge(2)] | None = 60,
+        train_shots: Annotated[int, Ge(1)] | None = None,
+        train_queries: Annotated[int, Ge(1)] | None = 5,
+    ) -> None:
+        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
+        self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)))
+        self.alpha = alpha
+
+    def loss(self, episodes: Episodes) -> Step:
+        """Cross-entropy of the queries; moves the running averages of batch normalisation."""
+        with statistics_from(self, "tracked_batch"):
+            support, query = self.embed_episodes(episodes)
+        sigma = self.log_sigma.exp()
+        mixture = infer_clusters(support, episodes.support_y, episodes.ways, sigma.detach(), self.alpha)
+        logits = class_log_likelihoods(query, mixture, episodes.ways, sigma)
+        clusters = mixture.exists.sum(1).to(logits.dtype).mean() / episodes.ways
+        metrics = {"sigma": sigma.detach(), "threshold": mixture.threshold.mean(), "clusters": clusters}
+        return Step(cross_entropy(logits, episodes.query_y).mean(), logits.detach(), metrics)
+
+    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+        """Log likelihood of the closest cluster of each class, up to a constant."""
+        sigma = self.log_sigma.exp()
+        return class_log_likelihoods(query, infer_clusters(support, support_y, ways, sigma.detach(), self.alpha), ways, sigma)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Clusters of T episodes; the first N are those at the class means.
+
+    Attributes:
+        prototypes: ``[T, M, D]``.
+        labels: int64 ``[T, M]``.
+        exists: bool ``[T, M]``; episodes may have fewer than M clusters.
+        threshold: ``[T]``, lambda.
+    """
+
+    prototypes: Tensor
+    labels: Tensor
+    exists: Tensor
+    threshold: Tensor
+
+
+def infer_clusters(support: Tensor, support_y: Tensor, ways: int, sigma: Tensor, alpha: float) -> Mixture:
+    """Algorithm 1 for every episode.
+
+    Args:
+        support: embeddings ``[T, S, D]``.
+        support_y: int64 ``[T, S]``, every class at least once.
+        ways: N.
+        sigma: scalar, the variance.
+        alpha: the concentration.
+    """
+    points = support.detach()
+    means = class_means(points, support_y, ways)
+    threshold = cluster_threshold(means, sigma, alpha)
+    opens = opened(points, support_y, means, threshold)
+    anywhere = opens.any(0)
+    labels = torch.cat([torch.arange(ways, device=support_y.device).expand(len(points), -1), support_y[:, anywhere]], dim=1)
+    exists = torch.cat([torch.ones_like(labels[:, :ways], dtype=torch.bool), opens[:, anywhere]], dim=1)
+    centres = torch.cat([means, points[:, anywhere]], dim=1)
+
+    allowed = (support_y.unsqueeze(2) == labels.unsqueeze(1)) & exists.unsqueeze(1)
+    log_density = (-squared_euclidean(points, centres) / (2 * sigma)).masked_fill(~allowed, -math.inf)
+    log_z = F.log_softmax(log_density, dim=2)
+    share = torch.softmax(log_z.masked_fill(~exists.unsqueeze(1), 0.0), dim=1)  # z_ic / sum_i z_ic, also of tiny z
+    return Mixture(share.transpose(1, 2) @ support, labels, exists, threshold)
+
+
+def cluster_threshold(means: Tensor, sigma: Tensor, alpha: float) -> Tensor:
+    """Lambda ``[T]`` (eq. 6) from class means ``[T, N, D]``."""
+    rho = means.var(dim=1).mean(-1)
+    return -2 * sigma * (math.log(alpha) - means.shape[-1] / 2 * torch.log1p(rho / sigma))
+
+
+def opened(points: Tensor, labels: Tensor, means: Tensor, threshold: Tensor) -> Tensor:
+    """Which points open a cluster when they are visited in order.
+
+    Args:
+        points: ``[T, S, D]``.
+        labels: int64 ``[T, S]``.
+        means: ``[T, N, D]``.
+        threshold: ``[T]``.
+
+    Returns:
+        bool ``[T, S]``.
+    """
+    own = means.gather(1, labels.unsqueeze(-1).expand_as(points))
+    far = (points - own).square().sum(-1) > threshold.unsqueeze(1)
+    near = (squared_euclidean(points, points) <= threshold.view(-1, 1, 1)) & (labels.unsqueeze(2) == labels.unsqueeze(1))
+    opens = torch.zeros_like(far)
+    for visited in range(points.shape[1]):
+        opens[:, visited] = far[:, visited] & ~(near[:, visited] & opens).any(1)
+    return opens
+
+
+def class_log_likelihoods(query: Tensor, mixture: Mixture, ways: int, sigma: Tensor) -> Tensor:
+    """``max_{c of n} log N(q; mu_c, sigma)`` up to a constant: ``[T, B, N]`` of queries ``[T, B, D]``."""
+    log_density = -squared_euclidean(query, mixture.prototypes) / (2 * sigma)
+    log_density = log_density.masked_fill(~mixture.exists.unsqueeze(1), -math.inf)
+    return of_each_class(log_density, mixture.labels, ways).amax(-1)

@@ -1,0 +1,147 @@
+"""Relation networks (Sung, Yang, Zhang, Xiang, Torr & Hospedales 2018): the comparison is learned too.
+
+The feature maps f(x) of a query and those of a class, the sum over its shots, are concatenated along their channels, and
+the relation module g scores how well they belong together (eq. 1), r = g([f(class), f(x)]) in 0..1. Training
+minimises the squared error of the scores (eq. 2), 1 for the query's class and 0 for the others. g is two blocks of 3x3
+convolution, batch normalisation, ReLU and 2x2 max-pooling, a hidden layer with ReLU and a sigmoid (section 3.4).
+
+The maps are what the backbone's last pooling layer takes in; a backbone without one gives maps of a single position. g is
+built for their size: a block pools only maps of at least 2x2, and its convolution of single positions is 1x1.
+
+With ``combine=sum``, the paper's, test with as many shots as were trained: twice the shots are twice the map, which g has
+never seen. ``combine=mean`` is the same but for a constant factor, and any number of shots will do.
+
+The logits are log r / (1 - r), what enters the sigmoid: their order is that of the scores, without the ties of scores
+that are rounded to 0 or 1, and if the scores were independent beliefs, the softmax of the logits would be p(y | x).
+
+Batch normalisation: while training by the images, and in g by the pairs, of the episode. In tests ``inductive`` normalises
+by the running averages of training, ``transductive`` by the images and pairs of the episode, as in the authors' code.
+
+Deviations from the paper: tests are inductive by default; the backbone is the one that is configured (the paper's pools
+twice, so that Omniglot's maps are 5x5; conv4's are 2x2); episodes may have ``train_ways`` classes, where the paper trains
+on what it tests; schedules are shorter.
+
+Logged: ``loss`` (mean squared error) and ``accuracy`` on the queries of the training episodes, which have ``train_ways``
+ways; ``relation_same`` and ``relation_different``, the mean score of a query with its class and with the others.
+
+    fsl train algo=relationnet dataset=omniglot
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
+from fsl_cli.backbones.feature_maps import FeatureMaps
+from fsl_cli.episodes import Episodes
+
+
+class RelationNet(EmbeddingLearner):
+    """Meta-learns an embedding and a module that scores a query against a class.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features, see `FeatureMaps`.
+        image_shape: ``(C, H, W)``.
+        filters: output channels of the blocks of the relation module.
+        hidden: units of its hidden layer.
+        combine: what a class is of the maps of its shots.
+        batch_norm: see above.
+        train_ways: ways of a training episode; None: as in the tested task.
+        train_shots: shots of a training episode; None: as in the tested task.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_shape: tuple[int, int, int],
+        *,
+        filters: Annotated[int, Ge(1)] = 64,
+        hidden: Annotated[int, Ge(1)] = 8,
+        combine: Literal["sum", "mean"] = "sum",
+        batch_norm: BatchNormMode = "inductive",
+        train_ways: Annotated[int, Ge(2)] | None = 20,
+        train_shots: Annotated[int, Ge(1)] | None = None,
+        train_queries: Annotated[int, Ge(1)] | None = 5,
+    ) -> None:
+        maps = FeatureMaps(backbone, image_shape)
+        super().__init__(maps, batch_norm, train_ways, train_shots, train_queries)
+        self.relation = Relation(maps.shape, filters, hidden)
+        self.combine = combine
+
+    def loss(self, episodes: Episodes) -> Step:
+        """Mean squared error of the scores (eq. 2); moves the running averages of batch normalisation."""
+        logits = self.query_logits(episodes, "tracked_batch")
+        score, same = logits.sigmoid(), F.one_hot(episodes.query_y, episodes.ways).bool()
+        metrics = {"relation_same": score[same].detach().mean(), "relation_different": score[~same].detach().mean()}
+        return Step(F.mse_loss(score, same.to(score.dtype)), logits.detach(), metrics)
+
+    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+        """Logits of the scores from maps ``[T, B, C, h, w]``, normalised by the running averages."""
+        with statistics_from(self, "running"):
+            return self.relation(self.class_maps(support, support_y, ways), query)
+
+    def compare(self, episodes: Episodes, support: Tensor, query: Tensor) -> Tensor:
+        """Logits of the scores, one episode after the other."""
+        classes = self.class_maps(support, episodes.support_y, episodes.ways)
+        return torch.cat([self.relation(*one) for one in zip(classes.split(1), query.split(1), strict=True)])
+
+    def class_maps(self, support: Tensor, support_y: Tensor, ways: int) -> Tensor:
+        """Sum or mean of the support maps ``[T, N*K, C, h, w]`` of each class: ``[T, N, C, h, w]``."""
+        members = F.one_hot(support_y, ways).to(support.dtype)
+        if self.combine == "mean":
+            members = members / members.sum(1, keepdim=True)
+        return (members.transpose(1, 2) @ support.flatten(2)).unflatten(2, support.shape[2:])
+
+
+class Relation(nn.Module):
+    """The relation module g without its last sigmoid.
+
+    Args:
+        shape: ``(C, h, w)`` of the maps of an image.
+        filters: output channels of the blocks.
+        hidden: units of the hidden layer.
+    """
+
+    def __init__(self, shape: tuple[int, ...], filters: int, hidden: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.first = _convolution(2 * channels, filters, height, width)
+        between, height, width = _after_convolution(filters, height, width)
+        second = _convolution(filters, filters, height, width)
+        after, height, width = _after_convolution(filters, height, width)
+        score = nn.Sequential(nn.Linear(filters * height * width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.rest = nn.Sequential(between, second, after, nn.Flatten(), score)
+
+    def forward(self, classes: Tensor, query: Tensor) -> Tensor:
+        """Scores ``[T, B, N]`` before the sigmoid, of classes ``[T, N, C, h, w]`` with queries ``[T, B, C, h, w]``.
+
+        The first convolution of [class, query] is the sum of one of the class and one of the query; computed like that
+        it runs once per class and query instead of once per pair.
+        """
+        of_class, of_query = self.first.weight.chunk(2, dim=1)
+        one = F.conv2d(classes.flatten(0, 1), of_class, self.first.bias, padding=self.first.padding)
+        other = F.conv2d(query.flatten(0, 1), of_query, padding=self.first.padding)
+        one, other = (each.unflatten(0, x.shape[:2]) for each, x in ((one, classes), (other, query)))
+        pairs = one.unsqueeze(1) + other.unsqueeze(2)
+        return self.rest(pairs.flatten(0, 2)).view(pairs.shape[:3])
+
+
+def _convolution(inputs: int, outputs: int, height: int, width: int) -> nn.Conv2d:
+    size = 1 if height == width == 1 else 3
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2)
+
+
+def _after_convolution(filters: int, height: int, width: int) -> tuple[nn.Module, int, int]:
+    """The rest of a block, and the size of the maps that it gives."""
+    layers = [BatchNorm(filters), nn.ReLU()]
+    if min(height, width) < 2:
+        return nn.Sequential(*layers), height, width
+    return nn.Sequential(*layers, nn.MaxPool2d(2)), height // 2, width // 2

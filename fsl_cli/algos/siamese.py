@@ -1,0 +1,108 @@
+"""Siamese networks (Koch, Zemel & Salakhutdinov 2015): same or different, then the most similar support image.
+
+Two images go through the same network, and a weighted distance of their embeddings says whether they show the same class
+(section 3.1), p = sigmoid(sum_j alpha_j |h1_j - h2_j| + b). Training is verification: cross-entropy of p on pairs that are
+the same and pairs that are different, half each. A query gets the class of the support image with the highest p (eq. 5);
+with several shots that is the class with the most similar image, the maximum over its shots.
+
+The pairs are those of a training episode: any two of its images, support or query. Same and different pairs weigh half
+each, which is the expectation over balanced draws of such pairs, without their variance.
+
+The logits of a class are the log p / (1 - p) of its most similar image: what enters the sigmoid, so that large p that are
+rounded to 1 are not ties.
+
+Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
+averages of training, ``transductive`` by the images of the episode.
+
+Deviations from the paper: the pairs as said above (the paper draws up to 150,000 pairs once); h is the output of the
+backbone, without the paper's layer of 4,096 sigmoid units; alpha starts at the same negative number everywhere, so that
+close is alike from the start, and b where usual distances are undecided; Adam instead of SGD with momenta and decays per
+layer; no affine distortions; shorter schedules.
+
+Logged: ``loss`` (cross-entropy of the pairs); ``accuracy`` on the queries of the training episodes, which have
+``train_ways`` ways; ``verification_accuracy``, of the pairs at p = 1/2, same and different weighing half each.
+
+    fsl train algo=siamese dataset=omniglot
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.matchingnet import of_each_class
+from fsl_cli.backbones.batch_norm import statistics_from
+from fsl_cli.episodes import Episodes
+
+_START = 30.0  # log odds that a mean absolute difference of 1 takes away from the start
+_USUAL_DIFFERENCE = 0.3  # mean absolute difference of conv4's untrained features: there p starts at 1/2
+
+
+class Siamese(EmbeddingLearner):
+    """Meta-learns an embedding and a weighted distance that tells same from different.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to embeddings ``[B, features]``.
+        features: width of the backbone's output.
+        batch_norm: see above.
+        train_ways: ways of a training episode; None: as in the tested task.
+        train_shots: shots of a training episode; None: as in the tested task.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        *,
+        batch_norm: BatchNormMode = "inductive",
+        train_ways: Annotated[int, Ge(2)] | None = 60,
+        train_shots: Annotated[int, Ge(1)] | None = None,
+        train_queries: Annotated[int, Ge(1)] | None = 5,
+    ) -> None:
+        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
+        self.alpha = nn.Parameter(torch.full((features,), -_START / features))
+        self.bias = nn.Parameter(torch.tensor(_START * _USUAL_DIFFERENCE))
+
+    def loss(self, episodes: Episodes) -> Step:
+        """Balanced cross-entropy of the pairs; moves the running averages of batch normalisation."""
+        with statistics_from(self, "tracked_batch"):
+            support, query = self.embed_episodes(episodes)
+        shots = support.shape[1]
+        images, labels = torch.cat([support, query], dim=1), torch.cat([episodes.support_y, episodes.query_y], dim=1)
+        odds, same = self.log_odds(images, images), labels.unsqueeze(2) == labels.unsqueeze(1)
+        pairs = ~torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+        losses = F.binary_cross_entropy_with_logits(odds, same.to(odds.dtype), reduction="none")
+        loss = balanced_mean(losses, same & pairs, ~same)
+        right = balanced_mean(((odds.detach() > 0) == same).to(odds.dtype), same & pairs, ~same)
+        logits = of_each_class(odds.detach()[:, shots:, :shots], episodes.support_y, episodes.ways).amax(-1)
+        return Step(loss.mean(), logits, {"verification_accuracy": right.mean()})
+
+    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+        """Log odds of the most similar support image of each class."""
+        return of_each_class(self.log_odds(support, query), support_y, ways).amax(-1)
+
+    def log_odds(self, support: Tensor, query: Tensor) -> Tensor:
+        """Log p / (1 - p) of every query ``[T, B, D]`` with every support image ``[T, S, D]``: ``[T, B, S]``."""
+        return (query.unsqueeze(2) - support.unsqueeze(1)).abs() @ self.alpha + self.bias
+
+
+def balanced_mean(values: Tensor, same: Tensor, different: Tensor) -> Tensor:
+    """Mean over the pairs of each episode in which same and different pairs weigh half each.
+
+    Args:
+        values: ``[T, B, S]``.
+        same: bool ``[T, B, S]``, the pairs of one class, some in every episode.
+        different: bool ``[T, B, S]``, the other pairs, some in every episode.
+
+    Returns:
+        ``[T]``.
+    """
+    of_same, of_different = ((values * kind).sum((1, 2)) / kind.sum((1, 2)) for kind in (same, different))
+    return (of_same + of_different) / 2

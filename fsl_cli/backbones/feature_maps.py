@@ -1,0 +1,53 @@
+"""A backbone up to its last feature maps, for methods that compare images position by position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureMaps(nn.Module):
+    """Images to the maps that a backbone pools and flattens into its features.
+
+    The layer that pools is the backbone's attribute ``pool``; what enters it are the maps. The features of a backbone
+    without it, or whose ``pool`` is not its last step but flattening, are maps of one position.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, D]``; its ``pool`` is taken away.
+        image_shape: ``(C, H, W)``.
+
+    Attributes:
+        shape: ``(channels, height, width)`` of the maps.
+    """
+
+    def __init__(self, backbone: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.shape: tuple[int, ...] = (_seen(backbone, image_shape, backbone).shape[1], 1, 1)
+        pool = getattr(backbone, "pool", None)
+        if isinstance(pool, nn.Module):
+            backbone.pool = nn.Identity()
+            maps = _seen(backbone, image_shape, backbone.pool)
+            width = _seen(backbone, image_shape, backbone).shape[1]
+            if maps.ndim == 4 and maps[0].numel() == width:
+                self.shape = tuple(maps.shape[1:])
+            else:
+                backbone.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps ``[B, *shape]`` of images ``[B, C, H, W]``."""
+        return self.backbone(images).unflatten(1, self.shape)
+
+
+def _seen(backbone: nn.Module, image_shape: tuple[int, int, int], layer: nn.Module) -> Tensor:
+    """What ``layer`` gives while the backbone runs on two images."""
+    outputs: list[Tensor] = []
+    training = backbone.training
+    hook = layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(2, *image_shape, device=next(backbone.parameters()).device))
+    finally:
+        hook.remove()
+        backbone.train(training)
+    return outputs[-1]
