@@ -1,0 +1,80 @@
+"""Nearest: no learning at all, so that a table shows what a method adds.
+
+A query belongs to the nearest class in squared Euclidean distance between features: its logits are minus the distances.
+``compare=mean`` measures to the mean of the support features of a class, ``compare=image`` to the nearest of them.
+``space=pixels`` takes the pixels of an image as they are; ``network`` takes what the backbone makes of it as it was
+initialised, a random network.
+
+Batch normalisation (``space=network``): by running averages, which never move from mean 0 and variance 1, so it does
+nothing. The statistics of the episode would make the test transductive, those of the training split would be learned.
+
+``fsl train`` tests it; training moves nothing, hence one iteration.
+
+Logged: ``loss`` and ``accuracy`` of the queries of a training episode.
+
+    fsl train algo=nearest dataset=omniglot
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli.algos.protonet import class_means
+from fsl_cli.backbones.batch_norm import statistics_from
+from fsl_cli.episodes import Episodes
+from fsl_cli.metrics import cross_entropy
+
+Space = Literal["pixels", "network"]
+Compare = Literal["mean", "image"]
+
+
+class Nearest(Algorithm):
+    """Classifies by distances between pixels or between features of an untrained network.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
+        space: pixels or network, what distances are measured between.
+        compare: mean or image, see above.
+    """
+
+    transductive = False
+    embeds = True
+
+    def __init__(self, backbone: nn.Module, *, space: Space = "pixels", compare: Compare = "mean") -> None:
+        super().__init__()
+        self.backbone, self.space, self.compare = backbone, space, compare
+
+    @torch.no_grad()
+    def loss(self, episodes: Episodes) -> Step:
+        """Cross-entropy of the queries, without a graph: nothing is learned."""
+        logits = self.predict(episodes)
+        return Step(cross_entropy(logits, episodes.query_y).mean(), logits)
+
+    @torch.no_grad()
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Query logits ``[T, N*Q, N]``."""
+        return super().predict(episodes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pixels or features ``[B, D]``."""
+        if self.space == "pixels":
+            return images.flatten(1)
+        with statistics_from(self.backbone, "running"):
+            return self.backbone(images)
+
+    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+        """Minus the squared distance to the mean, or to the nearest image, of each class."""
+        if self.compare == "mean":
+            return -_squared_distances(query, class_means(support, support_y, ways))
+        distances = _squared_distances(query, support).unsqueeze(-1)
+        members = support_y.unsqueeze(-1) == torch.arange(ways, device=support_y.device)
+        return -distances.where(members.unsqueeze(1), torch.inf).amin(2)
+
+
+def _squared_distances(one: Tensor, other: Tensor) -> Tensor:
+    """``[T, B, D]`` and ``[T, M, D]`` to ``[T, B, M]``, without the ``[T, B, M, D]`` differences: pixels are many."""
+    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").square()

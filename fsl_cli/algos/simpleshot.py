@@ -1,0 +1,76 @@
+"""SimpleShot: nearest centroid on transformed features of a pre-trained network (Wang, Chao, Weinberger & van der Maaten 2019).
+
+The network is trained to tell all classes of the training split apart (`fsl_cli.algos.pretraining`). In a test features
+are transformed, a class is the mean of its support features (section 2), and a query belongs to the nearest one in
+squared Euclidean distance d: its logits are -d.
+
+``transform``: ``un`` leaves features as they are; ``l2n`` divides each by its length; ``cl2n`` first subtracts the mean
+feature of the training split, then divides by the length.
+
+Batch normalisation: while training by the mini-batch, in tests by the running averages.
+
+Deviations: the mean feature is a running average over the mini-batches of training, with the momentum of batch
+normalisation, not a pass over the training split at its end. The logits are distances without a temperature, so the test
+loss says little about ``l2n`` and ``cl2n``, whose distances are at most 4. Schedules are shorter.
+
+Logged: ``loss`` and ``accuracy`` over all classes of the training split.
+
+    fsl train algo=simpleshot dataset=omniglot
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from fsl_cli.algos.pretraining import LinearHead, Pretrained
+from fsl_cli.algos.protonet import class_means, squared_euclidean
+
+Transform = Literal["un", "l2n", "cl2n"]
+_MOMENTUM = 0.1
+
+
+class SimpleShot(Pretrained):
+    """Classifies by the nearest centroid of pre-trained features.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
+        features: width of the backbone's output.
+        classes: of the training split.
+        transform: see above.
+        train_ways: classes of a training mini-batch, two images each.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        classes: int,
+        *,
+        transform: Transform = "cl2n",
+        train_ways: Annotated[int, Ge(2)] = 64,
+    ) -> None:
+        super().__init__(backbone, LinearHead(features, classes), train_ways)
+        self.transform = transform
+        self.register_buffer("mean", torch.zeros(features))
+
+    @torch.no_grad()
+    def seen(self, features: Tensor) -> None:
+        """Move the mean feature."""
+        self.mean.lerp_(features.mean(0).to(self.mean.dtype), _MOMENTUM)
+
+    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+        """Negative squared distances to the centroids."""
+        support, query = self._transformed(support), self._transformed(query)
+        return -squared_euclidean(query, class_means(support, support_y, ways))
+
+    def _transformed(self, features: Tensor) -> Tensor:
+        if self.transform == "cl2n":
+            features = features - self.mean
+        return features if self.transform == "un" else F.normalize(features, dim=-1)

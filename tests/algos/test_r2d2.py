@@ -1,0 +1,162 @@
+"""R2D2 against scikit-learn's ridge regression, the normal equations and finite differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from closed_form import SHAPE, TASK, TEST, TRAIN, gradient_is_the_finite_difference, normal, shuffled, without_gradient
+from problems import TinyNet, random_episodes
+from sklearn.linear_model import Ridge
+from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
+from torch import nn
+
+from fsl_cli.algos.r2d2 import R2D2, ridge_regression
+from fsl_cli.backbones.batch_norm import statistics_from
+from fsl_cli.backbones.mlp import MLP
+from fsl_cli.episodes import EpisodeSampler, Task
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def r2d2(**options) -> R2D2:
+    """R2D2 in float64, with averages of batch normalisation that are not the initial ones."""
+    torch.manual_seed(0)
+    algorithm = R2D2(TinyNet(), **options).double()
+    algorithm.backbone.norm.running_mean.normal_()
+    algorithm.backbone.norm.running_var.uniform_(0.5, 2)
+    return algorithm
+
+
+def learner(cls: type[R2D2] = R2D2, **options) -> R2D2:
+    torch.manual_seed(0)
+    return cls(MLP(SHAPE, widths=[32]), train_ways=None, **options)
+
+
+# --- the equations
+
+
+@pytest.mark.parametrize(("images", "width"), [(6, 4), (4, 9)], ids=["more images than features", "fewer"])
+@pytest.mark.parametrize("penalty", [0.01, 3.0])
+def test_ridge_regression_is_scikit_learns(images, width, penalty):
+    inputs, targets = normal(3, images, width), normal(3, images, 5)
+    weights = ridge_regression(inputs, targets, penalty)
+    assert weights.shape == (3, width, 5)
+    for task in range(3):
+        ridge = Ridge(alpha=penalty, fit_intercept=False).fit(inputs[task].numpy(), targets[task].numpy())
+        np.testing.assert_allclose(weights[task].T, ridge.coef_, rtol=1e-8, atol=1e-10)
+
+
+def test_the_gradient_of_ridge_regression_is_the_finite_difference():
+    inputs, targets = normal(2, 4, 3).requires_grad_(), normal(2, 4, 3)
+    penalty = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, p: ridge_regression(x, targets, p), (inputs, penalty))
+
+
+@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
+def test_predict_is_the_paper_the_slow_way(batch_norm):
+    """The network through torch's layers, ridge regression by the D x D normal equations, task by task."""
+    algorithm, episodes = r2d2(init_lambda=0.3, init_alpha=4.0, batch_norm=batch_norm), random_episodes()
+    norm = nn.BatchNorm2d(4).double()
+    norm.load_state_dict(algorithm.backbone.norm.state_dict() | {"num_batches_tracked": torch.tensor(0)})
+    norm.train(batch_norm == "transductive")
+    logits = algorithm.predict(episodes)
+    for task in range(len(episodes)):
+        both = torch.cat([episodes.support_x[task], episodes.query_x[task]])
+        embedded = torch.tanh(norm(algorithm.backbone.conv(both))).mean((-2, -1)).detach()
+        x, query = embedded[:6], embedded[6:]
+        y = torch.zeros(6, 3, dtype=torch.float64)
+        for row, label in enumerate(episodes.support_y[task].tolist()):
+            y[row, label] = 1
+        weights = torch.linalg.inv(x.T @ x + 0.3 * torch.eye(4)) @ x.T @ y
+        torch.testing.assert_close(logits[task], 4.0 * query @ weights, rtol=1e-6, atol=1e-8)
+
+
+def test_loss_is_the_cross_entropy_of_each_episode_normalised_by_its_own_images():
+    algorithm, episodes = r2d2(), random_episodes()
+    step = algorithm.loss(episodes)
+    logits = algorithm.log_alpha.new_zeros(step.logits.shape)
+    with statistics_from(algorithm.backbone, "batch"), torch.no_grad():
+        for task, each in enumerate(episodes.split(1)):
+            both = algorithm.backbone(torch.cat([each.support_x[0], each.query_x[0]]))
+            logits[task] = algorithm.classify(both[None, :6], each.support_y, both[None, 6:], 3)[0]
+    torch.testing.assert_close(step.logits, logits, **EXACT)
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query_y.flatten())
+    torch.testing.assert_close(step.loss.detach(), expected, **EXACT)
+
+
+def test_loss_has_a_gradient_for_every_parameter_and_it_is_the_finite_difference():
+    gradient_is_the_finite_difference(r2d2(), random_episodes())
+
+
+def test_lambda_and_alpha_are_learned_stay_positive_and_are_logged():
+    algorithm, episodes = r2d2(init_lambda=0.5, init_alpha=3.0), random_episodes()
+    metrics = algorithm.loss(episodes).metrics
+    assert (metrics["lambda"].item(), metrics["alpha"].item()) == pytest.approx((0.5, 3.0))
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=1e3)
+    algorithm.loss(episodes).loss.backward()
+    optimizer.step()
+    after = algorithm.learned()
+    assert after["lambda"] > 0
+    assert after["alpha"] > 0
+    assert not torch.isclose(after["lambda"], metrics["lambda"])
+
+
+def test_train_task_is_the_tested_task_with_what_is_set():
+    task = Task(5, 1, 15)
+    assert R2D2(TinyNet()).train_task(task) == Task(16, 1, 5)
+    assert R2D2(TinyNet(), train_ways=None, train_shots=3, train_queries=None).train_task(task) == Task(5, 3, 15)
+
+
+# --- prediction
+
+
+@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
+def test_predict_changes_nothing(batch_norm):
+    algorithm, episodes = r2d2(batch_norm=batch_norm), random_episodes()
+    algorithm.loss(episodes).loss.backward()
+    before = everything(algorithm)
+    logits = algorithm.predict(episodes)
+    assert not logits.requires_grad
+    assert is_same(everything(algorithm), before)
+    assert algorithm.embeds is not algorithm.transductive
+
+
+def test_mixed_precision_keeps_out_of_the_regression():
+    algorithm, episodes = learner().eval(), TEST.batch(0, 2)
+    exact = algorithm.predict(episodes)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = algorithm.predict(episodes)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, exact, rtol=0.1, atol=0.1)
+
+
+def test_noise_is_classified_at_chance():
+    assert is_at_chance(learner(), EpisodeSampler(noise_classes(), "test", TASK, 0))
+
+
+# --- learning
+
+
+@pytest.fixture(scope="module")
+def trained() -> R2D2:
+    algorithm = learner()
+    assert accuracy(algorithm, TEST) < 0.35
+    train(algorithm, TRAIN, iterations=200)
+    return algorithm
+
+
+def test_learns_to_tell_unseen_classes_apart(trained):
+    assert accuracy(trained, TEST) > 0.8
+
+
+def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
+    one, five = (accuracy(trained, EpisodeSampler(faint_patterns(seed=1), "test", Task(20, k, 5), 0), 50) for k in (1, 5))
+    assert 0.5 < one < five
+
+
+@pytest.mark.parametrize("broken", [shuffled, without_gradient])
+def test_a_broken_copy_learns_nothing(broken):
+    algorithm = learner(broken(R2D2))
+    train(algorithm, TRAIN, iterations=100)
+    assert accuracy(algorithm, TEST) < 0.35
