@@ -1,0 +1,148 @@
+"""MANN: memory-augmented neural networks (Santoro et al. 2016).
+
+The network sees image x_t together with the label of the image before, y_(t-1), and names the class of x_t: it has to
+store what it has seen and find it again (section 2; see `fsl_cli.algos.sequences`). An LSTM controls a memory M of
+``slots`` rows. Each of ``heads`` heads gets a key k and a gate alpha from the controller; at every step they first write
+where least was read and written lately, or where they read last (eq. 5-8), and then read what resembles the key (eq. 2-4):
+
+    w^lu = 1 at the n rows of the smallest usage w^u, n the number of heads, 0 elsewhere      (eq. 6)
+    w^w = sigmoid(alpha) w^r + (1 - sigmoid(alpha)) w^lu                                      (eq. 7)
+    M_i <- (1 - w^lu_i) M_i + sum over the heads of w^w_i k                                   (eq. 8)
+    w^r_i = softmax_i(beta cos(k, M_i)),   r = sum_i w^r_i M_i                                (eq. 2-4)
+    w^u <- decay w^u + sum over the heads of (w^r + w^w)                                      (eq. 5)
+
+with w^u and w^r of the step before in the first two lines. The logits are a linear map of the controller's output and what
+was read, which is also an input of the next step. The paper speaks of one least used row that is set to zero before
+writing; with several heads these are here the n rows of w^lu.
+
+``training=sequence`` is the paper's: all images of an episode in random order, each to be named before its label is seen.
+``episode`` is the loss of the queries that follow on the support set; ``both``, the default, the mean of the two.
+
+Batch normalisation: while training by the images of the episode, in tests by the running averages of training; a query
+does not depend on the other queries of its episode.
+
+Deviations from the paper: images pass through a backbone first, whose features are batch-normalised, where the paper's
+controller sees pixels. Besides x_t and y_(t-1) the controller sees x_(t-1) again, and keys are made of these inputs besides
+the controller's output; the first half of the heads begin with keys of x_t and their gate at the rows read last, the others
+with keys of x_(t-1) and y_(t-1), by the same linear map, and their gate at the least used rows. Without that, training
+stays on the plateau where only labels not seen yet are guessed, for longer than ten minutes: see
+`fsl_cli.algos.memory.aligned`. ``key_strength=true`` adds a factor beta >= 1 as in Graves et al. 2014, which the paper does
+not have: beta = 1 (``false``) cannot focus on one row of 128. Adam where the paper has RMSProp; shorter sequences in training.
+
+Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a
+sequence); ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence. The test also
+reports the accuracy on the 1st, 2nd, ... 10th image of a class (table 1 of the paper), where the first can be guessed
+better than 1/N, since labels that were seen before can be excluded.
+
+    fsl train algo=mann dataset=omniglot
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from fsl_cli.algos.memory import EMPTY, aligned, content_weights, controller, oneplus, reads
+from fsl_cli.algos.sequences import Cell, SequenceLearner, State, Training
+from fsl_cli.errors import FslError
+
+
+class MANN(SequenceLearner):
+    """Meta-learns a backbone, a controller and the use of a memory.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
+        features: D.
+        ways: of the trained task, the width of a label; tests may have fewer.
+        hidden: units of the LSTM controller.
+        slots: rows of the memory, at least ``heads``.
+        width: numbers in a row.
+        heads: how many read, and write.
+        decay: of the usage of a row per step, in 0..1.
+        key_strength: whether the controller says how sharply a head focuses, see above.
+        training: see above.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+
+    Raises:
+        FslError: fewer slots than heads.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        ways: int,
+        *,
+        hidden: Annotated[int, Ge(1)] = 200,
+        slots: Annotated[int, Ge(1)] = 128,
+        width: Annotated[int, Ge(1)] = 40,
+        heads: Annotated[int, Ge(1)] = 4,
+        decay: Annotated[float, Gt(0), Lt(1)] = 0.95,
+        key_strength: bool = True,
+        training: Training = "both",
+        train_queries: Annotated[int, Ge(1)] | None = 3,
+    ) -> None:
+        if slots < heads:
+            raise FslError(f"{heads} heads, but {slots} rows of memory", where="algo.slots", hint=f"use at least {heads}")
+        cell = MANNCell(features, ways, hidden, slots, width, heads, decay, key_strength)
+        super().__init__(backbone, features, cell, ways, training, train_queries)
+
+
+class MANNCell(Cell):
+    """One step: the controller, the writes, the reads.
+
+    State: hidden units and cell of the controller ``[B, hidden]``, memory ``[B, M, W]``, usage ``[B, M]``, read weights
+    ``[B, H, M]``, what was read ``[B, H*W]``.
+    """
+
+    def __init__(
+        self, features: int, ways: int, hidden: int, slots: int, width: int, heads: int, decay: float, key_strength: bool
+    ) -> None:
+        super().__init__()
+        self.slots, self.width, self.heads, self.decay, self.key_strength = slots, width, heads, decay, key_strength
+        self.controller = controller(2 * features + ways + heads * width, hidden)
+        self.interface = nn.Linear(hidden + 2 * features + ways, heads * (width + 2))
+        self.output = nn.Linear(hidden + heads * width, ways)
+        rows = [head * (width + 2) for head in range(heads)]
+        aligned(self.interface, hidden, features, rows[: -(-heads // 2)], rows[heads // 2 :], width)
+        with torch.no_grad():
+            gates, strengths = self.interface.bias.view(heads, -1)[:, -2:].unbind(1)
+            gates.copy_(torch.linspace(3, -3, heads) if heads > 1 else torch.zeros(1))
+            strengths.fill_(8)
+
+    def start(self, count: int) -> State:
+        """Almost empty memory, unused and unread."""
+        like = self.output.weight
+        hidden = like.new_zeros(count, self.controller.hidden_size)
+        memory, usage = like.new_full((count, self.slots, self.width), EMPTY), like.new_zeros(count, self.slots)
+        read_weights = like.new_zeros(count, self.heads, self.slots)
+        return hidden, hidden, memory, usage, read_weights, like.new_zeros(count, self.heads * self.width)
+
+    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Write, then read."""
+        hidden, cell, memory, usage, read_weights, read = state
+        hidden, cell = self.controller(torch.cat([inputs, read], 1), (hidden, cell))
+        told = self.interface(torch.cat([hidden, inputs], 1)).view(len(inputs), self.heads, -1)
+        keys, gates, strengths = told[..., :-2].tanh(), told[..., -2].sigmoid(), oneplus(told[..., -1])
+        least = least_used(usage, self.heads)
+        write_weights = written(gates, read_weights, least)
+        memory = (1 - least).unsqueeze(-1) * memory + write_weights.transpose(1, 2) @ keys
+        read_weights = content_weights(keys, strengths if self.key_strength else torch.ones_like(strengths), memory)
+        usage = self.decay * usage + (read_weights + write_weights).sum(1)
+        read = reads(read_weights, memory)
+        return self.output(torch.cat([hidden, read], 1)), (hidden, cell, memory, usage, read_weights, read)
+
+
+def least_used(usage: Tensor, n: int) -> Tensor:
+    """1 at the ``n`` rows of the smallest usage ``[B, M]``, 0 elsewhere (eq. 6); of equals the first."""
+    rows = usage.detach().argsort(dim=1, stable=True)[:, :n]
+    return torch.zeros_like(usage).scatter(1, rows, 1.0)
+
+
+def written(gates: Tensor, read_weights: Tensor, least: Tensor) -> Tensor:
+    """Write weights ``[B, H, M]`` (eq. 7): gates ``[B, H]`` in 0..1 between the rows read last and the least used."""
+    gates = gates.unsqueeze(-1)
+    return gates * read_weights + (1 - gates) * least.unsqueeze(1)

@@ -1,0 +1,191 @@
+"""SNAIL, the simple neural attentive learner (Mishra et al. 2018).
+
+An episode is a sequence of its support images with their labels, in random order, and then one query without a label
+(zeros); what comes out at the last position are the query's logits. The network mixes two causal layers, each of which
+appends its output to its input (figure 2 and the pseudo-code of section 3):
+
+    dense block, dilation d:  h_t = tanh(f_t) sigmoid(g_t),   f, g convolutions of x_(t-d) and x_t, zero before the start
+    TC block, length T:       dense blocks of dilation 1, 2, 4, ... below T, ceil(log2 T) of them
+    attention block (k, v):   h_t = sum_(s<=t) softmax_s(q_t . k_s / sqrt(k)) v_s,   q, k, v affine maps of x
+
+For Omniglot (section A.1) they are: attention (64, 32), TC (T, 128), attention (256, 128), TC (T, 128), attention
+(512, 256), and a 1x1 convolution to the labels. T = ways * shots + 1 of the trained task; the weights fit any length, but
+in longer sequences only attention reaches all the way back.
+
+As all of it is causal, what happens at the support positions is the same for all queries: it is computed once, and the
+queries of an episode all take the last position, none of them seeing another.
+
+Batch normalisation: while training by the images of the episode, in tests by the running averages of training.
+
+Deviations from the paper: the backbone is the configured one, its features are batch-normalised. The pseudo-code has
+dilations 2, 4, 8, ..., with which no position would see the one before; here they are those of its figure 2, 1, 2, 4, ...
+
+Logged: ``loss`` and ``accuracy`` on the queries of the training episodes.
+
+    fsl train algo=snail dataset=omniglot
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli.algos.sequences import Labelled, embedded, embedded_one_by_one, embedding, one_hot, too_many_ways
+from fsl_cli.episodes import Episodes, Task
+from fsl_cli.errors import FslError
+from fsl_cli.metrics import cross_entropy
+from fsl_cli.randomness import permutations
+
+
+class Branches(NamedTuple):
+    """Q sequences that differ in their last position: ``support [T, S, C]`` and the last positions ``query [T, Q, C]``."""
+
+    support: Tensor
+    query: Tensor
+
+    def append(self, support: Tensor, query: Tensor) -> Branches:
+        """With more channels."""
+        return Branches(torch.cat([self.support, support], -1), torch.cat([self.query, query], -1))
+
+
+class SNAIL(Algorithm):
+    """Meta-learns a backbone and a network over the whole episode.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
+        features: D.
+        ways: of the trained task, the width of a label; tests may have fewer.
+        shots: the temporal convolutions reach over sequences of ``ways * shots + 1``.
+        filters: channels of a dense block.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+    """
+
+    transductive = False
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        ways: int,
+        *,
+        shots: Annotated[int, Ge(1)] = 1,
+        filters: Annotated[int, Ge(1)] = 128,
+        train_queries: Annotated[int, Ge(1)] | None = 3,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding(backbone, features)
+        self.ways, self.train_queries = ways, train_queries
+        layers: list[DenseBlock | AttentionBlock] = []
+        channels = features + ways
+
+        def attention(keys: int, values: int) -> None:
+            nonlocal channels
+            layers.append(AttentionBlock(channels, keys, values))
+            channels += values
+
+        def temporal_convolutions(length: int) -> None:
+            nonlocal channels
+            for level in range((length - 1).bit_length()):
+                layers.append(DenseBlock(channels, 2**level, filters))
+                channels += filters
+
+        attention(64, 32)
+        temporal_convolutions(ways * shots + 1)
+        attention(256, 128)
+        temporal_convolutions(ways * shots + 1)
+        attention(512, 256)
+        self.layers = nn.ModuleList(layers)
+        self.output = nn.Linear(channels, ways)
+
+    def train_task(self, task: Task) -> Task:
+        """The tested task with the training queries."""
+        return Task(task.ways, task.shots, self.train_queries or task.queries)
+
+    def task_problems(self, task: Task) -> list[FslError]:
+        """More ways than a label is wide."""
+        return too_many_ways(task, self.ways)
+
+    def loss(self, episodes: Episodes) -> Step:
+        """Cross-entropy of the queries; moves the running averages of batch normalisation."""
+        support, query = embedded_one_by_one(self.embedding, episodes)
+        logits = self.answer(support, query.features, episodes.seeds)
+        return Step(cross_entropy(logits, episodes.query_y).mean(), logits.detach())
+
+    @torch.no_grad()
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Query logits ``[T, N*Q, N]``, of at most as many ways as were trained."""
+        support, query = embedded(self.embedding, episodes)
+        return self.answer(support, query.features, episodes.seeds)[..., : episodes.ways]
+
+    def answer(self, support: Labelled, query: Tensor, seeds: Tensor) -> Tensor:
+        """Logits ``[T, Q, ways]`` of queries ``[T, Q, D]``, each of which follows on the support set in random order."""
+        support = support.ordered(permutations(seeds, support.labels.shape[1], "support"))
+        labels = one_hot(support.labels, self.ways, query.dtype)
+        both = Branches(torch.cat([support.features, labels], -1), F.pad(query, (0, self.ways)))
+        for layer in self.layers:
+            both = layer(both)
+        return self.output(both.query)
+
+
+class DenseBlock(nn.Module):
+    """A causal convolution of two positions with a gate, appended to its input.
+
+    Args:
+        channels: of the input.
+        dilation: how far the earlier position is back.
+        filters: channels that are appended.
+    """
+
+    def __init__(self, channels: int, dilation: int, filters: int) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.now = nn.Linear(channels, 2 * filters)
+        self.back = nn.Linear(channels, 2 * filters, bias=False)
+
+    def forward(self, both: Branches) -> Branches:
+        """Every position sees itself and that of the support set ``dilation`` before, zero before the start."""
+        positions = both.support.shape[1]
+        # What each of the S + 1 positions finds: nothing, or a position of the support set.
+        back = F.pad(self.back(both.support[:, : max(0, positions + 1 - self.dilation)]), (0, 0, self.dilation, 0))
+        back = back[:, : positions + 1]
+        return both.append(
+            _gated(self.now(both.support) + back[:, :positions]), _gated(self.now(both.query) + back[:, positions:])
+        )
+
+
+class AttentionBlock(nn.Module):
+    """Causal attention with one head, appended to its input.
+
+    Args:
+        channels: of the input.
+        keys: width of keys and queries.
+        values: channels that are appended.
+    """
+
+    def __init__(self, channels: int, keys: int, values: int) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(channels, keys), nn.Linear(channels, keys)
+        self.value = nn.Linear(channels, values)
+
+    def forward(self, both: Branches) -> Branches:
+        """Every position attends to itself and to those of the support set before it."""
+        key, value = self.key(both.support), self.value(both.support)
+        scale = key.shape[-1] ** -0.5
+        future = torch.ones(key.shape[1], key.shape[1], dtype=torch.bool, device=key.device).triu(1)
+        logits = scale * self.query(both.support) @ key.transpose(1, 2)
+        support = logits.masked_fill(future, -torch.inf).softmax(-1) @ value
+
+        query = scale * self.query(both.query)
+        itself = (query * self.key(both.query)).sum(-1, keepdim=True)
+        weights = torch.cat([query @ key.transpose(1, 2), itself], -1).softmax(-1)
+        return both.append(support, weights[..., :-1] @ value + weights[..., -1:] * self.value(both.query))
+
+
+def _gated(both: Tensor) -> Tensor:
+    content, gate = both.chunk(2, -1)
+    return content.tanh() * gate.sigmoid()
