@@ -45,7 +45,7 @@ class TrainSettings(Section):
     meta_batch: int = Field(ge=1)
     max_minutes: float | None = Field(gt=0)
     optimizer: dict[str, Any]
-    schedule: Literal["constant", "cosine", "step"]
+    schedule: Literal["constant", "linear", "cosine", "step"]
     step_every: int = Field(ge=1)
     step_factor: float = Field(gt=0, le=1)
     clip_grad_norm: float | None = Field(gt=0)

@@ -261,6 +261,8 @@ class Training:
 
 def rate_factor(settings: TrainSettings) -> Callable[[int], float]:
     """The learning rate at an iteration, as a fraction of the optimizer's."""
+    if settings.schedule == "linear":
+        return lambda iteration: max(0.0, 1 - iteration / settings.iterations)
     if settings.schedule == "cosine":
         return lambda iteration: 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / settings.iterations)))
     if settings.schedule == "step":

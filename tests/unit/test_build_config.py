@@ -196,7 +196,7 @@ def test_all_problems_are_reported_together_with_close_matches(default):
         ("train__patience", 0),
         ("train__val_every", -5),
         ("train__val_episodes", 1),  # one value has no interval
-        ("train__schedule", "linear"),
+        ("train__schedule", "exponential"),
         ("eval__episodes", 1),
         ("eval__checkpoint", "first"),
         ("hardware__threads", 0),

@@ -334,6 +334,9 @@ def torchs(schedule: Callable[[torch.optim.Optimizer], Any], iterations: int) ->
 
 def test_the_schedules_are_torchs_and_their_formulas():
     assert rates(iterations=4) == [0.2] * 4
+    linear = rates(iterations=8, schedule="linear")
+    assert linear == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=8), 8))
+    assert linear == pytest.approx([0.2 * (1 - i / 8) for i in range(8)])
     cosine = rates(iterations=8, schedule="cosine")
     assert cosine == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=8), 8))
     assert cosine == pytest.approx([0.1 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
@@ -342,8 +345,9 @@ def test_the_schedules_are_torchs_and_their_formulas():
     assert step == pytest.approx([0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
 
 
-def test_cosine_ends_at_zero_and_stays_there():
-    factor = rate_factor(train_settings(iterations=10, schedule="cosine"))
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_what_ends_at_zero_stays_there(schedule):
+    factor = rate_factor(train_settings(iterations=10, schedule=schedule))
     assert factor(0) == 1
     assert factor(10) == pytest.approx(0)
     assert factor(25) == pytest.approx(0)
