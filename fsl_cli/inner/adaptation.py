@@ -97,6 +97,8 @@ def autograd_gradient(loss: LossFunction, parameters: Parameters, *, first_order
     constant = first_order or not torch.is_grad_enabled()
     if constant:
         parameters = {name: theta.detach().requires_grad_() for name, theta in parameters.items()}
+    else:  # one parameter may be made of another (a head of the body's features): as aliases they are independent here
+        parameters = {name: theta.view_as(theta) for name, theta in parameters.items()}
     with torch.enable_grad():
         value = loss(parameters)
     gradients = torch.autograd.grad(value, list(parameters.values()), create_graph=not constant)

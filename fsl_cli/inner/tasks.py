@@ -41,6 +41,11 @@ class Tasks(ABC):
     def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the shapes of the module's parameters, in the engine's layout; single numbers as they are."""
 
+    def pack_each(self, values: Parameters) -> Parameters:
+        """`pack` of values that have an axis of tasks in front, ``[T, ...]``; so has the result."""
+        packed: Parameters = torch.func.vmap(self.pack)(values)
+        return packed
+
     @abstractmethod
     def gradient(self, adapted: Parameters, step: int, *, first_order: bool) -> Parameters:
         """Gradient of each task's support loss ``[T, ...]`` by ``adapted``; differentiable unless ``first_order``."""

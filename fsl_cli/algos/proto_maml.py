@@ -1,0 +1,130 @@
+"""Proto-MAML (Triantafillou et al. 2020, "Meta-Dataset", section 3).
+
+A prototypical network is a linear classifier: with the class means c_n of the support features, the negative squared
+distance is -|f(x) - c_n|^2 = 2 c_n . f(x) - |c_n|^2 - |f(x)|^2, and the last term is the same for all classes. Proto-MAML
+is MAML whose head starts, in each task, from that classifier:
+
+    W_n = 2 c_n,    b_n = -|c_n|^2
+
+and then takes K gradient steps on the support loss over all weights, head and body. The outer loss is the query loss
+after the steps, differentiated through the steps and through the prototypes. Without a step it is ProtoNet. The head has
+nothing meta-learned, so that a task may have any number of ways.
+
+Options are those of MAML, see there (``first_order`` treats the inner gradients as constants; the prototypes are
+differentiated all the same), without ``adapt``. The logits are squared distances, tens of times larger than those of
+MAML's head of zeros, and so are the gradients of the body: the useful ``inner_lr`` is smaller.
+
+Batch normalisation: ``transductive`` normalises a query by its query batch, as MAML does; ``inductive`` by the support
+set (MetaBN, Bronskill et al. 2020). Support features, those of the prototypes too, are normalised by the support set.
+
+Deviations from the paper: its Meta-Dataset models start from a pre-trained ResNet-18, use first-order gradients and
+episodes of varying ways and shots; here the backbone is trained from scratch on episodes of one shape, and derivatives are
+of second order by default. With ``augment_support`` the changed copies count in the prototypes.
+
+Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.
+
+    fsl train algo=proto_maml dataset=omniglot
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from fsl_cli.algos.algorithm import BatchNormMode
+from fsl_cli.algos.maml import MAML, TestSteps
+from fsl_cli.algos.protonet import class_means
+from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.episodes import Episodes
+from fsl_cli.inner.engines import EngineName, tasks_engine
+from fsl_cli.inner.step_sizes import Learning
+from fsl_cli.inner.update_rules import InnerOptimizer, Parameters
+
+
+class ProtoMAML(MAML):
+    """MAML whose head starts from the prototypes of the task.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
+        features: width of the backbone's output.
+        ways: classes of a training episode.
+        engine: how tasks are run, see `fsl_cli.inner.engines`.
+        inner_steps: K while training.
+        test_inner_steps: K in `predict`, the last one of a list; None: as while training.
+        inner_lr: alpha, or where learned step sizes start.
+        inner_lr_learning: see `StepSizes`.
+        inner_optimizer: see `fsl_cli.inner.update_rules`.
+        inner_weight_decay: times the weight, added to the inner gradient.
+        first_order: ignore second derivatives.
+        batch_norm: see above.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+        augment_support: see `fsl_cli.augmentation`.
+        augment_copies: changed copies of each support image.
+        checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
+
+    Raises:
+        FslError: the engine cannot run this inner loop.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        ways: int,
+        engine: EngineName = "auto",
+        *,
+        inner_steps: Annotated[int, Ge(1)] = 1,
+        test_inner_steps: TestSteps = None,
+        inner_lr: Annotated[float, Gt(0)] = 0.01,
+        inner_lr_learning: Learning = "none",
+        inner_optimizer: InnerOptimizer = "sgd",
+        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
+        first_order: bool = False,
+        batch_norm: BatchNormMode = "transductive",
+        train_queries: Annotated[int, Ge(1)] | None = None,
+        augment_support: Augmentation = "none",
+        augment_copies: Annotated[int, Ge(1)] = 1,
+        checkpoint_inner: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone,
+            features,
+            ways,
+            engine,
+            inner_steps=inner_steps,
+            test_inner_steps=test_inner_steps,
+            inner_lr=inner_lr,
+            inner_lr_learning=inner_lr_learning,
+            inner_optimizer=inner_optimizer,
+            inner_weight_decay=inner_weight_decay,
+            first_order=first_order,
+            batch_norm=batch_norm,
+            train_queries=train_queries,
+            augment_support=augment_support,
+            augment_copies=augment_copies,
+            checkpoint_inner=checkpoint_inner,
+        )
+        self.net.head.requires_grad_(False)  # it says what shape a head has; every task brings its values
+        self._tasks_of = tasks_engine(engine, self._inner_loop(ways))
+
+    def _logits(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        episodes = with_augmented_support(episodes, *self.augmentation)
+        tasks = self._tasks_of(self._inner_loop(episodes.ways), episodes)
+        prototypes = class_means(tasks.support_features(), episodes.support_y, episodes.ways)
+        head = {f"head.{name}": value.to(self.net.head.weight) for name, value in prototype_head(prototypes).items()}
+        return tasks.logits_after(steps, start=tasks.start | tasks.pack_each(head))
+
+
+def prototype_head(prototypes: Tensor) -> Parameters:
+    """The linear layer of each task whose logits are negative squared distances, up to a constant of each query.
+
+    Args:
+        prototypes: ``[T, N, D]``.
+
+    Returns:
+        ``weight`` ``[T, N, D]`` and ``bias`` ``[T, N]``.
+    """
+    return {"weight": 2 * prototypes, "bias": -prototypes.square().sum(-1)}
