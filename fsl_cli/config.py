@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import platformdirs
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from fsl_cli import build
 from fsl_cli.errors import FslError, Problems, first_line, raise_all
@@ -46,6 +46,7 @@ class TrainSettings(Section):
     max_minutes: float | None = Field(gt=0)
     optimizer: dict[str, Any]
     schedule: Literal["constant", "linear", "cosine", "step"]
+    schedule_by: Literal["iterations", "minutes"] = "iterations"
     step_every: int = Field(ge=1)
     step_factor: float = Field(gt=0, le=1)
     clip_grad_norm: float | None = Field(gt=0)
@@ -53,6 +54,13 @@ class TrainSettings(Section):
     val_every: int = Field(ge=1)
     val_episodes: int = Field(ge=2)
     patience: int | None = Field(ge=1)
+
+    @field_validator("schedule_by")
+    @classmethod
+    def _has_minutes(cls, value: str, others: ValidationInfo) -> str:
+        if value == "minutes" and others.data.get("max_minutes", 1) is None:
+            raise ValueError("should be iterations unless train.max_minutes is set")
+        return value
 
 
 class EvalSettings(Section):

@@ -87,8 +87,9 @@ class Training:
     ) -> None:
         self.algorithm, self.optimizer, self.sampler = algorithm, optimizer, sampler
         self.settings, self.hardware = settings, hardware
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(settings))
         self.progress = Progress()
+        factor = rate_factor(settings, lambda: self.progress.seconds)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         self._pending: dict[str, list[Tensor]] = {}
         self._exchange = Exchange(algorithm, hardware.processes)
         self._loss = hardware.compiled(lambda episodes: self.algorithm.loss(episodes))
@@ -259,12 +260,23 @@ class Training:
         return values
 
 
-def rate_factor(settings: TrainSettings) -> Callable[[int], float]:
-    """The learning rate at an iteration, as a fraction of the optimizer's."""
+def rate_factor(settings: TrainSettings, seconds: Callable[[], float] = lambda: 0.0) -> Callable[[int], float]:
+    """The learning rate at an iteration, as a fraction of the optimizer's.
+
+    Args:
+        settings: see ``conf/train.yaml``.
+        seconds: how long the training has taken so far, which ``schedule_by=minutes`` goes by.
+    """
+
+    def passed(iteration: int) -> float:
+        if settings.schedule_by == "minutes" and settings.max_minutes is not None:
+            return min(1.0, seconds() / (60 * settings.max_minutes))
+        return min(1.0, iteration / settings.iterations)
+
     if settings.schedule == "linear":
-        return lambda iteration: max(0.0, 1 - iteration / settings.iterations)
+        return lambda iteration: 1 - passed(iteration)
     if settings.schedule == "cosine":
-        return lambda iteration: 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / settings.iterations)))
+        return lambda iteration: 0.5 * (1 + math.cos(math.pi * passed(iteration)))
     if settings.schedule == "step":
         return lambda iteration: settings.step_factor ** (iteration // settings.step_every)
     return lambda iteration: 1.0

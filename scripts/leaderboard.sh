@@ -35,7 +35,7 @@ case $jobs in '' | *[!0-9]* | 0) echo "error: --jobs: $jobs is not valid: use a 
 given=" ${overrides[*]-} "
 case $given in *" dataset="*) ;; *) overrides=(dataset=omniglot ${overrides[@]+"${overrides[@]}"}) ;; esac
 threads=$(($(nproc) / jobs > 0 ? $(nproc) / jobs : 1))
-common=("train.max_minutes=$minutes" train.iterations=1000000000 "eval.episodes=$episodes")
+common=("train.max_minutes=$minutes" train.iterations=1000000000 train.schedule_by=minutes "eval.episodes=$episodes")
 case $given in *" hardware.threads="*) ;; *) common+=("hardware.threads=$threads") ;; esac
 common+=(${overrides[@]+"${overrides[@]}"})
 if [ -z "$methods" ]; then

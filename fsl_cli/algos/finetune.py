@@ -3,8 +3,9 @@
 The plain transfer-learning baseline (for example Chen et al. 2019, "A closer look at few-shot classification", and
 Triantafillou et al. 2020, "Meta-Dataset", section 3). The network is trained to tell all classes of the training split apart,
 with a linear head and cross-entropy (`fsl_cli.algos.pretraining`). In a test a new linear head is put on the network, and
-the network and the head take ``test_steps`` gradient steps of size ``test_lr`` on the support set of the task, through the
-inner loop of MAML.
+the network and the head take ``test_inner_steps`` steps of size ``inner_lr`` on the support set of the task, through the
+inner loop of MAML, with its options: another optimiser, weight decay, an augmented support set, and a list of step counts for
+an accuracy after each.
 
 Batch normalisation: while training by the mini-batch. While fine-tuning by the support set, and then ``transductive``
 normalises a query by its query batch, ``inductive`` by the support set, as in `fsl_cli.algos.maml`. The running averages of
@@ -19,6 +20,7 @@ Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -26,10 +28,13 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode
+from fsl_cli.algos.maml import TestSteps, accuracy_along, steps_in_test
 from fsl_cli.algos.pretraining import LinearHead, Pretrained
-from fsl_cli.episodes import Episodes
+from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.episodes import Episodes, Task
 from fsl_cli.inner.engines import ENGINES, EngineName
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
+from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
 
 
 class FineTune(Pretrained):
@@ -41,9 +46,13 @@ class FineTune(Pretrained):
         classes: of the training split.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
         train_ways: classes of a training mini-batch, two images each.
-        test_steps: gradient steps on the support set.
-        test_lr: their step size.
+        test_inner_steps: steps on the support set, the last one of a list.
+        inner_lr: their step size.
+        inner_optimizer: see `fsl_cli.inner.update_rules`.
+        inner_weight_decay: times theta, added to the gradient.
         batch_norm: see above.
+        augment_support: see `fsl_cli.augmentation`.
+        augment_copies: changed copies of each support image.
 
     Raises:
         FslError: the engine cannot run this inner loop.
@@ -59,20 +68,42 @@ class FineTune(Pretrained):
         engine: EngineName = "auto",
         *,
         train_ways: Annotated[int, Ge(2)] = 64,
-        test_steps: Annotated[int, Ge(0)] = 10,
-        test_lr: Annotated[float, Gt(0)] = 0.1,
+        test_inner_steps: TestSteps = 10,
+        inner_lr: Annotated[float, Gt(0)] = 0.1,
+        inner_optimizer: InnerOptimizer = "sgd",
+        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         batch_norm: BatchNormMode = "transductive",
+        augment_support: Augmentation = "none",
+        augment_copies: Annotated[int, Ge(1)] = 1,
     ) -> None:
         super().__init__(backbone, LinearHead(features, classes), train_ways)
-        self.features, self.test_steps, self.test_lr = features, test_steps, test_lr
+        self.features, self.inner_lr = features, inner_lr
+        self.test_steps = steps_in_test(test_inner_steps, 1)
+        self.rule = update_rule(inner_optimizer, inner_weight_decay)
         self.transductive = batch_norm == "transductive"
+        self.augmentation = augment_support, augment_copies
         self._engine = ENGINES[engine]
         self._engine.check(self._inner_loop(2))
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after fine-tuning."""
-        return self._engine.run(self._inner_loop(episodes.ways), episodes, self.test_steps)
+        """Query logits after the last of ``test_inner_steps``."""
+        return self._after(episodes, self.test_steps[-1:])[-1]
+
+    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
+        """``inner_steps``: the numbers of steps, if there are several."""
+        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
+
+    @torch.no_grad()
+    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Accuracy ``[T, points]`` after each number of steps."""
+        if len(self.test_steps) == 1:
+            return {}
+        return {"inner_steps": accuracy_along(self._after(episodes, self.test_steps), episodes.query_y)}
+
+    def _after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        episodes = with_augmented_support(episodes, *self.augmentation)
+        return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
 
     def _inner_loop(self, ways: int) -> InnerLoop:
         """The pre-trained network with a head of zeros."""
@@ -81,5 +112,5 @@ class FineTune(Pretrained):
         net.head = net.head.to_empty(device=self.head.weight.device).to(self.head.weight.dtype)
         for parameter in net.head.parameters():
             nn.init.zeros_(parameter)
-        step_sizes = {name: self.test_lr for name, _ in net.named_parameters()}
-        return InnerLoop(net, "all", step_sizes, first_order=True, transductive=self.transductive)
+        sizes = [dict.fromkeys((name for name, _ in net.named_parameters()), self.inner_lr)]
+        return InnerLoop(net, "all", sizes, first_order=True, transductive=self.transductive, rule=self.rule)

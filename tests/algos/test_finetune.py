@@ -34,7 +34,7 @@ def learner(cls: type[FineTune] = FineTune, **options) -> FineTune:
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 @pytest.mark.parametrize("engine", ["auto", "loop"])
 def test_predict_is_torchs_sgd_on_a_copy_of_the_network(batch_norm, engine):
-    algorithm, episodes = finetune(test_steps=4, test_lr=0.3, batch_norm=batch_norm, engine=engine), random_episodes()
+    algorithm, episodes = finetune(test_inner_steps=4, inner_lr=0.3, batch_norm=batch_norm, engine=engine), random_episodes()
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
         support, labels, query = episodes.support_x[task], episodes.support_y[task], episodes.query_x[task]
@@ -57,12 +57,12 @@ def test_predict_is_torchs_sgd_on_a_copy_of_the_network(batch_norm, engine):
 
 def test_no_step_leaves_a_head_of_zeros_and_steps_move_the_network_too():
     episodes = random_episodes()
-    assert not finetune(test_steps=0).predict(episodes).any()
-    frozen = finetune(test_steps=2)
+    assert not finetune(test_inner_steps=0).predict(episodes).any()
+    frozen = finetune(test_inner_steps=2)
     for parameter in frozen.backbone.parameters():
         parameter.data.zero_()  # with no features there is nothing to tell classes apart by
     assert not frozen.predict(episodes).any()
-    assert finetune(test_steps=2).predict(episodes).any()
+    assert finetune(test_inner_steps=2).predict(episodes).any()
 
 
 def test_predict_changes_nothing_and_the_head_of_training_plays_no_part():

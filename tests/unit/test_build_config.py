@@ -197,6 +197,7 @@ def test_all_problems_are_reported_together_with_close_matches(default):
         ("train__val_every", -5),
         ("train__val_episodes", 1),  # one value has no interval
         ("train__schedule", "exponential"),
+        ("train__schedule_by", "minutes"),  # without max_minutes
         ("eval__episodes", 1),
         ("eval__checkpoint", "first"),
         ("hardware__threads", 0),

@@ -346,6 +346,23 @@ def test_the_schedules_are_torchs_and_their_formulas():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_by_minutes_goes_by_the_clock(schedule):
+    clock = [0.0]
+    by_minutes = rate_factor(train_settings(schedule=schedule, schedule_by="minutes", max_minutes=2.0), lambda: clock[0])
+    by_iterations = rate_factor(train_settings(schedule=schedule, iterations=120))
+    for second in (0, 30, 60, 90, 120, 500):
+        clock[0] = float(second)
+        assert by_minutes(7) == pytest.approx(by_iterations(second))
+
+
+def test_the_clock_is_that_of_the_training():
+    done = new_training(protonet, iterations=1000, schedule="linear", schedule_by="minutes", max_minutes=1.0)
+    done.progress.seconds = 45.0
+    done.step()
+    assert done.scheduler.get_last_lr()[0] == pytest.approx(0.25 * done.scheduler.base_lrs[0], rel=0.02)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_what_ends_at_zero_stays_there(schedule):
     factor = rate_factor(train_settings(iterations=10, schedule=schedule))
     assert factor(0) == 1
