@@ -62,7 +62,7 @@ class Siamese(EmbeddingLearner):
         features: int,
         *,
         batch_norm: BatchNormMode = "inductive",
-        train_ways: Annotated[int, Ge(2)] | None = 60,
+        train_ways: Annotated[int, Ge(2)] | None = 20,
         train_shots: Annotated[int, Ge(1)] | None = None,
         train_queries: Annotated[int, Ge(1)] | None = 5,
     ) -> None:
