@@ -59,7 +59,7 @@ class DNC(SequenceLearner):
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
         hidden: units of the LSTM controller.
-        slots: rows of the memory.
+        slots: rows of the memory; about as many images fit in, unless free gates have learned to open.
         width: numbers in a row.
         read_heads: how many.
         training: the loss is that of every step of a sequence of all images of an episode (``sequence``), that of the

@@ -58,7 +58,7 @@ class MANN(SequenceLearner):
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
         hidden: units of the LSTM controller.
-        slots: rows of the memory, at least ``heads``.
+        slots: rows of the memory, at least ``heads``; every image takes ``heads`` rows, so 128 with 4 heads hold 32 images.
         width: numbers in a row.
         heads: how many read, and write.
         decay: of the usage of a row per step, in 0..1.

@@ -19,7 +19,7 @@ from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 
-SMALL = {"hidden": 16, "slots": 20, "width": 24, "heads": 4}
+SMALL = {"hidden": 16, "slots": 64, "width": 24, "heads": 4}
 
 
 @pytest.fixture(scope="module")
