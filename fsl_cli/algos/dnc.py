@@ -28,7 +28,8 @@ does not depend on the other queries of its episode.
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
 backbone first, whose features are batch-normalised. The controller has one layer. Besides x_t and y_(t-1) it sees x_(t-1)
 again, and the interface sees these inputs besides the controller's output; read keys and what is written begin as the same
-linear map of an image. Without that nothing is learned in ten minutes: see `fsl_cli.algos.memory.aligned`. The write gate
+linear map of an image. This start is to spare
+the plateau on which MANN was seen without it; see `fsl_cli.algos.memory.aligned`. The write gate
 and the allocation gate begin open, the free gates closed, the read mode at content. The memory has 32 rows, as every row
 costs a row and a column of links.
 
@@ -59,7 +60,7 @@ class DNC(SequenceLearner):
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
         hidden: units of the LSTM controller.
-        slots: rows of the memory.
+        slots: rows of the memory; about as many images fit in, unless free gates have learned to open.
         width: numbers in a row.
         read_heads: how many.
         training: the loss is that of every step of a sequence of all images of an episode (``sequence``), that of the

@@ -25,7 +25,7 @@ Deviations from the paper: images pass through a backbone first, whose features 
 controller sees pixels. Besides x_t and y_(t-1) the controller sees x_(t-1) again, and keys are made of these inputs besides
 the controller's output; the first half of the heads begin with keys of x_t and their gate at the rows read last, the others
 with keys of x_(t-1) and y_(t-1), by the same linear map, and their gate at the least used rows. Without that, training
-stays on the plateau where only labels not seen yet are guessed, for longer than ten minutes: see
+stayed for the few hundred iterations that were tried on the plateau where only labels not seen yet are guessed: see
 `fsl_cli.algos.memory.aligned`. ``key_strength=true`` adds a factor beta >= 1 as in Graves et al. 2014, which the paper does
 not have: beta = 1 (``false``) cannot focus on one row of 128. Adam where the paper has RMSProp; shorter sequences in training.
 
@@ -58,7 +58,7 @@ class MANN(SequenceLearner):
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
         hidden: units of the LSTM controller.
-        slots: rows of the memory, at least ``heads``.
+        slots: rows of the memory, at least ``heads``; every image takes ``heads`` rows, so 128 with 4 heads hold 32 images.
         width: numbers in a row.
         heads: how many read, and write.
         decay: of the usage of a row per step, in 0..1.

@@ -22,7 +22,8 @@ does not depend on the other queries of its episode.
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
 backbone first, whose features are batch-normalised, where their controller sees pixels. Besides x_t and y_(t-1) the
 controller sees x_(t-1) again, and the heads see these inputs besides the controller's output; keys and what is added begin
-as the same linear map of an image. Without that nothing is learned in ten minutes: see `fsl_cli.algos.memory.aligned`.
+as the same linear map of an image. This start is to spare
+the plateau on which MANN was seen without it; see `fsl_cli.algos.memory.aligned`.
 The softmax over shifts starts with nine tenths on "stay" for reading and on "one on" for writing.
 
 Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a

@@ -151,7 +151,7 @@ class SequenceLearner(Algorithm):
 
 
 def embedding(backbone: nn.Module, features: int) -> nn.Sequential:
-    """The backbone and batch normalisation of its features, whose differences are small beside their mean otherwise."""
+    """The backbone and batch normalisation of its features, which brings them to the scale of a label."""
     return nn.Sequential(OrderedDict(backbone=backbone, norm=BatchNorm(features)))
 
 
