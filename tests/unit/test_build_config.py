@@ -59,7 +59,7 @@ def problems(values: dict[str, Any]) -> list[str]:
 
 def test_every_group_has_its_members():
     count = {group: len(choices(group)) for group in GROUPS}
-    assert count["algo"] >= 4
+    assert count["algo"] >= 24
     assert count["dataset"] == 2
     assert count["backbone"] == 4
     assert count["hardware"] == 3
@@ -127,7 +127,8 @@ def test_variants_of_maml_are_configurations_not_copies():
 
 def test_the_runtime_arguments_exist():
     """A renamed argument would silently become an option."""
-    assert {"backbone", "features", "ways", "engine"} <= set(inspect.signature(MAML).parameters) & config.RUNTIME["algo"]
+    constructors = [build.target_of(composed(f"algo={name}")["algo"], "algo") for name in choices("algo")]
+    assert config.RUNTIME["algo"] <= {name for cls in constructors for name in inspect.signature(cls).parameters}
     assert config.RUNTIME["backbone"] <= set(inspect.signature(MLP).parameters)
     assert config.RUNTIME["train.optimizer"] <= set(inspect.signature(torch.optim.Adam).parameters)
 
@@ -297,7 +298,7 @@ def test_what_is_valid_is_converted_to_its_type_before_it_is_built():
     assert maml(first_order="no").first_order is False
     assert maml(first_order="yes").first_order is True
     built = maml(inner_steps="3", inner_lr="0.25", test_inner_steps=2.0)
-    assert (built.inner_steps, built.step_sizes.initial, built.test_inner_steps) == (3, 0.25, 2)
+    assert (built.inner_steps, built.step_sizes.initial, built.test_steps) == (3, 0.25, [2])
     assert type(built.test_inner_steps) is int
     optimizer = build.build({"_target_": "torch.optim.SGD", "lr": "0.5"}, "o", {"params": list(MLP((1, 2, 2)).parameters())})
     assert optimizer.param_groups[0]["lr"] == 0.5
