@@ -20,7 +20,7 @@ from fsl_cli.evaluation import evaluate
 from fsl_cli.training import Training
 
 NAMES = choices("algo")
-COUNT = 6
+COUNT = 8
 CLASSES = striped_classes(classes=12, images=10, size=12)
 SHAPE = CLASSES.image_shape
 WAYS = 3
@@ -34,7 +34,7 @@ def made(name: str, seed: int = 0, *options: str) -> tuple[Algorithm, dict[str, 
     """The algorithm of a YAML file with small training episodes, and its whole configuration."""
     config = overrides.compose_config("train", [f"algo={name}", "backbone=mlp", "backbone.widths=[8]", *options])
     algo = dict(config.algo)
-    algo |= {key: value for key, value in {"train_ways": 4, "train_queries": 2}.items() if key in algo}
+    algo |= {key: value for key, value in {"train_ways": 4, "train_shots": 3, "train_queries": 2}.items() if key in algo}
     torch.manual_seed(seed)
     backbone = build.build(dict(config.backbone), "backbone", {"image_shape": SHAPE})
     runtime = {
