@@ -146,7 +146,7 @@ class MetaLSTM(Algorithm):
         *,
         inner_steps: Annotated[int, Ge(1)] = 3,
         test_inner_steps: TestSteps = None,
-        hidden_size: Annotated[int, Ge(0)] = 4,
+        hidden_size: Annotated[int, Ge(0)] = 0,
         inner_lr: Annotated[float, Gt(0), Lt(1)] = 0.4,
         forget: Annotated[float, Gt(0), Lt(1)] = 0.99,
         batch_norm: BatchNormMode = "transductive",
