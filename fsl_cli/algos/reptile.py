@@ -6,7 +6,7 @@ For each task, k steps of SGD or Adam on mini-batches of its training shots lead
 
 No query image and no second derivative is needed: theta moves towards the weights that training on the task ends at. With
 ``train.meta_batch=1`` this is the serial version (algorithm 1). The outer step is made by ``train.optimizer``, whose
-gradient is theta - mean_i theta_i': ``torch.optim.SGD`` with ``lr`` = b is the paper's; Adam is section 4's suggestion.
+gradient is theta - mean_i theta_i': ``torch.optim.SGD`` with ``lr`` = b is the paper's; the paper suggests Adam too.
 
 Options: as in the authors' code a training task has more shots (``train_shots``) than are tested, the inner optimizer is
 Adam with beta1 = 0, and the steps of a task, ``inner_steps`` in training and ``test_inner_steps`` in tests, look at

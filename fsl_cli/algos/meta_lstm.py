@@ -1,0 +1,256 @@
+"""Meta-LSTM (Ravi & Larochelle 2017, "Optimization as a model for few-shot learning").
+
+A learned optimizer trains a classifier on the support set. Its update is that of an LSTM's cell state (eq. 2), where the
+cell state c is the vector of the classifier's weights and c_0 the learned initialisation:
+
+    c_t = f_t o c_{t-1} + i_t o (-g_t)            g_t = gradient of the support loss L_t at c_{t-1}
+    i_t = sigmoid(W_I [x_t, c_{t-1}, i_{t-1}] + b_I)
+    f_t = sigmoid(W_F [x_t, c_{t-1}, f_{t-1}] + b_F)
+
+Every weight of the classifier is a coordinate with gates of its own; W_I, b_I, W_F and b_F are shared by all. x_t describes
+g_t and L_t, each preprocessed into two numbers of moderate size (Andrychowicz et al. 2016, appendix A, p = 10):
+
+    x -> (log|x| / p, sign x) where |x| >= exp(-p), else (-1, exp(p) x)
+
+With ``hidden_size=0`` x_t is these four numbers, as in the paper's section 3.1; otherwise it is the output of an ordinary
+LSTM of that size over them, one for each coordinate with shared weights, as in the authors' code (20 there).
+
+The outer loss is the query loss at c_T. Its gradient by W, b and c_0 goes through the recurrence; g_t and L_t are treated
+as constants (section 3.3.1). Gates start from small random W; b_I is such that i_t starts at ``inner_lr``, and b_F such that
+f_t starts at ``forget``: near plain gradient descent.
+
+Options: ``inner_steps`` is T; ``test_inner_steps`` may be a list, then the report has the accuracy after each number of
+steps, and the last one gives the result. ``augment_support`` adds changed copies of the support images.
+
+Batch normalisation: ``transductive`` normalises a query by its query batch, as in MAML; ``inductive`` by the support set
+(MetaBN, Bronskill et al. 2020), which is what the authors do in tests, with averages over the steps. Tested with other ways
+than trained, all rows of the head start at their mean.
+
+Deviations from the paper: the input gate starts at ``inner_lr``, by default more than the authors' 0.01, and the head at
+zero: both train faster. A step looks at the whole support set, there are fewer steps, and the schedule is shorter.
+
+Logged: ``loss`` and ``accuracy`` on the queries after T steps; ``input_gate`` and ``forget_gate``: means of i_T and f_T.
+
+    fsl train algo=meta_lstm dataset=omniglot
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from fsl_cli import metrics
+from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
+from fsl_cli.algos.maml import TestSteps, accuracy_along, steps_in_test
+from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.episodes import Episodes, Task
+from fsl_cli.inner.engines import EngineName, tasks_engine
+from fsl_cli.inner.inner_loop import Classifier, InnerLoop
+from fsl_cli.inner.tasks import Tasks
+from fsl_cli.inner.update_rules import Parameters
+
+_PRECISION = 10.0  # p
+
+
+class CellState(NamedTuple):
+    """What the recurrence carries from step to step, for T tasks of P coordinates.
+
+    Attributes:
+        c: the weights of the classifier ``[T, P]``.
+        i: input gates ``[T, P]``.
+        f: forget gates ``[T, P]``.
+        hidden: output and cell state of the first LSTM, ``[T * P, H]`` each; None before the first step or without one.
+    """
+
+    c: Tensor
+    i: Tensor
+    f: Tensor
+    hidden: tuple[Tensor, Tensor] | None = None
+
+
+class MetaLearner(nn.Module):
+    """The learned update of every coordinate.
+
+    Args:
+        hidden_size: width H of the first LSTM; 0: none.
+        inner_lr: where the input gate starts, in 0..1.
+        forget: where the forget gate starts, in 0..1.
+    """
+
+    def __init__(self, hidden_size: int, inner_lr: float, forget: float) -> None:
+        super().__init__()
+        self.lstm = nn.LSTMCell(4, hidden_size) if hidden_size else None
+        self.input_gate, self.forget_gate = _gate(hidden_size or 4, inner_lr), _gate(hidden_size or 4, forget)
+
+    def forward(self, gradient: Tensor, loss: Tensor, state: CellState) -> CellState:
+        """One step.
+
+        Args:
+            gradient: g_t ``[T, P]``, a constant.
+            loss: L_t ``[T]``, a constant.
+            state: after the step before.
+        """
+        x = torch.cat([preprocessed(gradient), preprocessed(loss)[:, None].expand(*gradient.shape, 2)], dim=-1)
+        hidden = None
+        if self.lstm is not None:
+            hidden = self.lstm(x.flatten(0, 1), state.hidden)
+            x = hidden[0].view(*gradient.shape, -1)
+        i = _open(self.input_gate, x, state.c, state.i)
+        f = _open(self.forget_gate, x, state.c, state.f)
+        return CellState(f * state.c - i * gradient, i, f, hidden)
+
+
+def preprocessed(x: Tensor) -> Tensor:
+    """Two numbers of moderate size for each of ``x [...]``: ``[..., 2]`` (Andrychowicz et al. 2016, appendix A)."""
+    size = x.abs()
+    large = size >= math.exp(-_PRECISION)
+    logarithm = torch.where(large, size, 1.0).log() / _PRECISION
+    first = torch.where(large, logarithm, -1.0)
+    second = torch.where(large, x.sign(), x * math.exp(_PRECISION))
+    return torch.stack([first, second], dim=-1)
+
+
+class MetaLSTM(Algorithm):
+    """Meta-learns an optimizer and the initialisation that it starts from.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
+        features: width of the backbone's output.
+        ways: classes of a training episode; the width of the head.
+        engine: how tasks are run, see `fsl_cli.inner.engines`; all but learn2learn.
+        inner_steps: T while training.
+        test_inner_steps: T in `predict`, the last one of a list; None: as while training.
+        hidden_size: width of the first LSTM; 0: none.
+        inner_lr: where the input gate starts.
+        forget: where the forget gate starts.
+        batch_norm: see above.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+        augment_support: see `fsl_cli.augmentation`.
+        augment_copies: changed copies of each support image.
+
+    Raises:
+        FslError: the engine cannot run this inner loop.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        ways: int,
+        engine: EngineName = "auto",
+        *,
+        inner_steps: Annotated[int, Ge(1)] = 3,
+        test_inner_steps: TestSteps = None,
+        hidden_size: Annotated[int, Ge(0)] = 0,
+        inner_lr: Annotated[float, Gt(0), Lt(1)] = 0.4,
+        forget: Annotated[float, Gt(0), Lt(1)] = 0.99,
+        batch_norm: BatchNormMode = "transductive",
+        train_queries: Annotated[int, Ge(1)] | None = 5,
+        augment_support: Augmentation = "none",
+        augment_copies: Annotated[int, Ge(1)] = 1,
+    ) -> None:
+        super().__init__()
+        self.net = Classifier(backbone, features, ways)
+        nn.init.zeros_(self.net.head.weight)
+        nn.init.zeros_(self.net.head.bias)
+        self.meta_learner = MetaLearner(hidden_size, inner_lr, forget)
+        self.inner_steps, self.test_steps = inner_steps, steps_in_test(test_inner_steps, inner_steps)
+        self.transductive = batch_norm == "transductive"
+        self.train_queries = train_queries
+        self.augmentation = augment_support, augment_copies
+        self._tasks_of = tasks_engine(engine, self._inner_loop(ways))
+
+    def train_task(self, task: Task) -> Task:
+        """The tested task with ``train_queries`` queries."""
+        return Task(task.ways, task.shots, self.train_queries or task.queries)
+
+    def loss(self, episodes: Episodes) -> Step:
+        """Query loss at c_T."""
+        logits, gates = self._logits(episodes, [self.inner_steps])
+        value = metrics.cross_entropy(logits[-1], episodes.query_y).mean()
+        return Step(value, logits[-1].detach(), gates)
+
+    @torch.no_grad()
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Query logits after the last of ``test_inner_steps``."""
+        return self._logits(episodes, self.test_steps[-1:])[0][-1]
+
+    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
+        """``inner_steps``: the numbers of steps, if there are several."""
+        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
+
+    @torch.no_grad()
+    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Accuracy ``[T, points]`` after each number of steps."""
+        if len(self.test_steps) == 1:
+            return {}
+        return {"inner_steps": accuracy_along(self._logits(episodes, self.test_steps)[0], episodes.query_y)}
+
+    def _logits(self, episodes: Episodes, steps: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Query logits ``[len(steps), T, N*Q, N]`` after each number of steps, ascending, and the means of the last gates."""
+        episodes = with_augmented_support(episodes, *self.augmentation)
+        tasks = self._tasks_of(self._inner_loop(episodes.ways), episodes)
+        coordinates = Coordinates(tasks.start, len(episodes))
+        c = coordinates.joined(tasks.start)
+        state, found = CellState(c, torch.zeros_like(c), torch.zeros_like(c)), []
+        for step in range(steps[-1] + 1):
+            weights = coordinates.named(state.c)
+            if step in steps:
+                found.append(tasks.query_logits(weights, max(step - 1, 0)))
+            if step < steps[-1]:
+                state = self.meta_learner(*self._gradient_and_loss(tasks, coordinates, weights, step), state)
+        gates = {"input_gate": state.i.detach().mean(), "forget_gate": state.f.detach().mean()}
+        return torch.stack(found), gates
+
+    @torch.no_grad()
+    def _gradient_and_loss(
+        self, tasks: Tasks, coordinates: Coordinates, weights: Parameters, step: int
+    ) -> tuple[Tensor, Tensor]:
+        gradient = tasks.gradient(weights, step, first_order=True)
+        return coordinates.joined(gradient), tasks.support_loss(weights, step)
+
+    def _inner_loop(self, ways: int) -> InnerLoop:
+        net = self.net.with_ways(ways)
+        names: dict[str, Tensor | float] = dict.fromkeys((name for name, _ in net.named_parameters()), 1.0)
+        return InnerLoop(net, "all", [names], first_order=True, transductive=self.transductive)
+
+
+class Coordinates:
+    """All weights of T classifiers as one matrix ``[T, P]``, and back.
+
+    Args:
+        weights: by name, shared by the tasks.
+        tasks: T.
+    """
+
+    def __init__(self, weights: Parameters, tasks: int) -> None:
+        self._shapes = {name: value.shape for name, value in weights.items()}
+        self._tasks = tasks
+
+    def joined(self, weights: Parameters) -> Tensor:
+        """Weights by name, shared or with an axis of tasks in front, as ``[T, P]``."""
+        return torch.cat([weights[name].expand(self._tasks, *shape).flatten(1) for name, shape in self._shapes.items()], dim=1)
+
+    def named(self, values: Tensor) -> Parameters:
+        """``[T, P]`` as weights by name, ``[T, ...]`` each."""
+        parts = values.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        return {name: part.unflatten(1, shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
+
+
+def _gate(width: int, start: float) -> nn.Linear:
+    """Weights over [x, c, gate], small and random, with the bias that opens the gate to ``start``."""
+    gate = nn.Linear(width + 2, 1)
+    nn.init.uniform_(gate.weight, -0.01, 0.01)
+    nn.init.constant_(gate.bias, math.log(start / (1 - start)))
+    return gate
+
+
+def _open(gate: nn.Linear, x: Tensor, c: Tensor, before: Tensor) -> Tensor:
+    """The gate's next value ``[T, P]`` from ``x [T, P, D]`` and the weights and gates ``[T, P]`` before the step."""
+    of_x, of_c, of_gate = gate.weight[0].split([x.shape[-1], 1, 1])
+    return torch.sigmoid(x @ of_x + c * of_c + before * of_gate + gate.bias)
