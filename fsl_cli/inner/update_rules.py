@@ -116,6 +116,31 @@ class Adam(UpdateRule):
         return {name: descend(theta, direction, alpha), keys[0]: first, keys[1]: second}
 
 
+@dataclass(frozen=True)
+class Proximal(UpdateRule):
+    """Another rule on ``L + strength/2 |theta - start|^2``, which keeps theta near the start (Rajeswaran et al. 2019, eq. 3).
+
+    Attributes:
+        rule: what a step makes of that gradient; its own weight decay does not count, that of this rule does.
+        strength: lambda, >= 0.
+    """
+
+    rule: UpdateRule = SGD()
+    strength: float = 0.0
+
+    def begin(self, parameters: Parameters) -> Parameters:
+        """The state of ``rule``, and the start beside each parameter."""
+        starts = {f"{name}{_MARK}start": theta for name, theta in parameters.items()}
+        return self.rule.begin(parameters) | starts
+
+    def _update(
+        self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
+    ) -> Parameters:
+        key = f"{name}{_MARK}start"
+        pulled = gradient + self.strength * (theta - state[key])
+        return self.rule._update(name, theta, pulled, alpha, state, step) | {key: state[key]}
+
+
 PLAIN_SGD = SGD()
 
 

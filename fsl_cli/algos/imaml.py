@@ -1,0 +1,192 @@
+"""iMAML: meta-learning with implicit gradients (Rajeswaran, Finn, Kakade & Levine 2019).
+
+A task does not take a fixed number of steps: it solves a problem that keeps it near the meta-learned theta (eq. 3),
+
+    phi*(theta) = argmin_phi  L_support(phi) + lambda/2 |phi - theta|^2
+
+Where the gradient of that is zero, the derivative of phi* follows from the implicit function theorem, whatever the way on
+which phi* was found (lemma 1):
+
+    d phi* / d theta = (I + H / lambda)^-1,    H the Hessian of L_support at phi*
+
+so that the gradient of the outer loss is the solution g of (I + H / lambda) g = grad L_query(phi*) (eq. 6). It needs H
+only in products with vectors, and memory does not grow with the inner steps.
+
+- The inner problem is solved by ``inner_steps`` steps of ``inner_optimizer`` (section 3.1). They must come close to the
+  solution: with plain gradient steps ``inner_lr`` is best near 1 / (lambda + curvature of L_support), and the logged
+  ``inner_gradient`` says how far they got. ``inner_weight_decay`` w belongs to the problem, as w/2 |phi|^2, and so to
+  the Hessian, H + w I.
+- The system is solved by ``cg_steps`` steps of conjugate gradient, for each task by itself (algorithm 2). ``cg_damping``
+  d makes it ((1 + d) I + H / lambda) g: it tames Hessians at points that are not yet minima, for shorter g.
+  A task whose matrix is not positive along the direction of search keeps what it has; at once: g = grad L_query.
+- ``regularization`` is lambda. Large: phi stays near theta, g near the gradient of FOMAML. Small: the support set says
+  more, and the problem is harder to solve. One step of MAML with alpha = 1 / lambda moves about as far as phi*.
+- ``test_inner_steps`` may be a list, like ``[1,4,16]``: then the report has the accuracy after each number of steps, and
+  the last one gives the result.
+
+Batch normalisation: ``transductive`` normalises a query by its query batch; ``inductive`` by the support set (MetaBN,
+Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set.
+
+Deviations from the paper: lambda is a constant (its appendix also learns it); the inner problem is solved by first-order
+steps (it also has Hessian-free Newton steps); schedules are shorter; the head starts at zero, as in MAML here. Tested
+with other ways than trained, all rows of the head start at their mean.
+
+Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``cg_residual`` |b - A g| / |b| of the system
+A g = b that conjugate gradient was given, mean over the tasks: 0 where it is solved; ``inner_gradient`` how far the
+inner steps are from the solution: the norm of the gradient of the inner problem at phi, divided by that of its part
+lambda (phi - theta), mean over the tasks: 0 where it is solved.
+
+    fsl train algo=imaml dataset=omniglot
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from fsl_cli import metrics
+from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
+from fsl_cli.algos.maml import TestSteps, accuracy_along, steps_in_test
+from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.episodes import Episodes, Task
+from fsl_cli.inner.conjugate_gradient import conjugate_gradient, norm
+from fsl_cli.inner.engines import EngineName, tasks_engine
+from fsl_cli.inner.inner_loop import Classifier, InnerLoop
+from fsl_cli.inner.tasks import Tasks
+from fsl_cli.inner.update_rules import InnerOptimizer, Parameters, Proximal, parameters_in, update_rule
+
+
+class IMAML(Algorithm):
+    """Meta-learns the centre of a proximal problem by the implicit gradient of its solution.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
+        features: width of the backbone's output.
+        ways: classes of a training episode; the width of the head.
+        engine: how tasks are run, see `fsl_cli.inner.engines`.
+        regularization: lambda.
+        inner_steps: steps on the inner problem while training.
+        test_inner_steps: ... in `predict`, the last one of a list; None: as while training.
+        inner_lr: their step size.
+        inner_optimizer: see `fsl_cli.inner.update_rules`.
+        inner_weight_decay: w, see above.
+        cg_steps: steps of conjugate gradient, each with one Hessian-vector product.
+        cg_damping: d, see above.
+        batch_norm: see above.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+        augment_support: see `fsl_cli.augmentation`.
+        augment_copies: changed copies of each support image.
+
+    Raises:
+        FslError: the engine cannot run this inner loop.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        ways: int,
+        engine: EngineName = "auto",
+        *,
+        regularization: Annotated[float, Gt(0)] = 0.5,
+        inner_steps: Annotated[int, Ge(1)] = 5,
+        test_inner_steps: TestSteps = None,
+        inner_lr: Annotated[float, Gt(0)] = 0.4,
+        inner_optimizer: InnerOptimizer = "sgd",
+        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
+        cg_steps: Annotated[int, Ge(1)] = 3,
+        cg_damping: Annotated[float, Ge(0)] = 1.0,
+        batch_norm: BatchNormMode = "transductive",
+        train_queries: Annotated[int, Ge(1)] | None = None,
+        augment_support: Augmentation = "none",
+        augment_copies: Annotated[int, Ge(1)] = 1,
+    ) -> None:
+        super().__init__()
+        self.net = Classifier(backbone, features, ways)
+        nn.init.zeros_(self.net.head.weight)
+        nn.init.zeros_(self.net.head.bias)
+        self.regularization = regularization
+        self.inner_steps = inner_steps
+        self.test_steps = steps_in_test(test_inner_steps, inner_steps)
+        self.inner_lr = inner_lr
+        self.rule = Proximal(inner_weight_decay, update_rule(inner_optimizer, 0.0), regularization)
+        self.cg_steps, self.cg_damping = cg_steps, cg_damping
+        self.transductive = batch_norm == "transductive"
+        self.train_queries = train_queries
+        self.augmentation = augment_support, augment_copies
+        self._tasks_of = tasks_engine(engine, self._inner_loop(ways))
+
+    def train_task(self, task: Task) -> Task:
+        """The tested task with ``train_queries`` queries."""
+        return Task(task.ways, task.shots, self.train_queries or task.queries)
+
+    def loss(self, episodes: Episodes) -> Step:
+        """Query loss at the solutions (eq. 3); its gradient by theta is the implicit one."""
+        tasks = self._tasks(episodes)
+        with torch.no_grad():
+            state = tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps))
+        phi = {name: value.requires_grad_() for name, value in parameters_in(state).items()}
+        logits = tasks.query_logits(phi, self.inner_steps)
+        losses = metrics.cross_entropy(logits, episodes.query_y)
+        outer = dict(zip(phi, torch.autograd.grad(losses.sum(), list(phi.values())), strict=True))
+        implicit, logged = self.implicit_gradient(tasks, phi, outer)
+        # Linear in theta, with the mean of the tasks' implicit gradients for its derivative.
+        linear = torch.stack([(theta * implicit[name].mean(0)).sum() for name, theta in tasks.start.items()]).sum()
+        return Step(losses.mean().detach() + (linear - linear.detach()), logits.detach(), logged)
+
+    def implicit_gradient(self, tasks: Tasks, phi: Parameters, outer: Parameters) -> tuple[Parameters, dict[str, Tensor]]:
+        """Solve (I + H / lambda) g = grad L_query(phi) for each task (eq. 6, algorithm 2).
+
+        Args:
+            tasks: the tasks.
+            phi: ``[T, ...]`` each, what the inner steps have found.
+            outer: ``[T, ...]`` each, the gradient of each task's query loss by its phi.
+
+        Returns:
+            g, ``[T, ...]`` each, and metrics to log.
+        """
+        strength, decay = self.regularization, self.rule.weight_decay
+        slope = tasks.gradient(phi, self.inner_steps, first_order=False)
+
+        def product(v: Parameters) -> Parameters:
+            # The Hessian is symmetric, so that its product with v is the gradient of <slope, v>.
+            bent = torch.autograd.grad(
+                list(slope.values()), list(phi.values()), [v[name] for name in slope], retain_graph=True, materialize_grads=True
+            )
+            identity = 1 + self.cg_damping + decay / strength
+            return {name: identity * v[name] + each / strength for name, each in zip(phi, bent, strict=True)}
+
+        g, residual = conjugate_gradient(product, outer, self.cg_steps)
+        with torch.no_grad():
+            pull = {name: strength * (value - tasks.start[name]) for name, value in phi.items()}
+            left = {name: slope[name] + decay * value + pull[name] for name, value in phi.items()}
+            unsolved = norm(left) / norm(pull).clamp(min=torch.finfo(residual.dtype).tiny)
+        return g, {"cg_residual": residual.mean(), "inner_gradient": unsolved.mean()}
+
+    @torch.no_grad()
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Query logits after the last of ``test_inner_steps``."""
+        return self._tasks(episodes).logits_after(self.test_steps[-1:])[-1]
+
+    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
+        """``inner_steps``: the numbers of steps, if there are several."""
+        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
+
+    @torch.no_grad()
+    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Accuracy ``[T, points]`` after each number of steps."""
+        if len(self.test_steps) == 1:
+            return {}
+        return {"inner_steps": accuracy_along(self._tasks(episodes).logits_after(self.test_steps), episodes.query_y)}
+
+    def _tasks(self, episodes: Episodes) -> Tasks:
+        return self._tasks_of(self._inner_loop(episodes.ways), with_augmented_support(episodes, *self.augmentation))
+
+    def _inner_loop(self, ways: int) -> InnerLoop:
+        net = self.net.with_ways(ways)
+        step_sizes = [{name: self.inner_lr for name, _ in net.named_parameters()}]
+        return InnerLoop(net, "all", step_sizes, first_order=True, transductive=self.transductive, rule=self.rule)
