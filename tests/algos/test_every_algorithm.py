@@ -20,7 +20,7 @@ from fsl_cli.evaluation import evaluate
 from fsl_cli.training import Training
 
 NAMES = choices("algo")
-COUNT = 24
+COUNT = 26
 CLASSES = striped_classes(classes=12, images=10, size=12)
 SHAPE = CLASSES.image_shape
 WAYS = 3

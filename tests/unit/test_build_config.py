@@ -299,7 +299,7 @@ def test_what_is_valid_is_converted_to_its_type_before_it_is_built():
     assert maml(first_order="yes").first_order is True
     built = maml(inner_steps="3", inner_lr="0.25", test_inner_steps=2.0)
     assert (built.inner_steps, built.step_sizes.initial, built.test_steps) == (3, 0.25, [2])
-    assert type(built.test_steps) is int
+    assert type(built.test_steps[0]) is int
     optimizer = build.build({"_target_": "torch.optim.SGD", "lr": "0.5"}, "o", {"params": list(MLP((1, 2, 2)).parameters())})
     assert optimizer.param_groups[0]["lr"] == 0.5
 
