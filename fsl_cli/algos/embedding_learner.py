@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import Algorithm, BatchNormMode
+from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
 from fsl_cli.backbones.batch_norm import Source, statistics_from
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.metrics import cross_entropy
 
 
 class EmbeddingLearner(Algorithm):
@@ -43,6 +44,19 @@ class EmbeddingLearner(Algorithm):
     def train_task(self, task: Task) -> Task:
         """The tested task with the training ways, shots and queries."""
         return Task(self.train_ways or task.ways, self.train_shots or task.shots, self.train_queries or task.queries)
+
+    def loss(self, episodes: Episodes) -> Step:
+        """`query_loss` of the queries; moves the running averages of batch normalisation."""
+        logits = self.query_logits(episodes, "tracked_batch")
+        return Step(self.query_loss(logits, episodes.query_y), logits.detach(), self.learned())
+
+    def query_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over queries ``[T, N*Q, N]`` with labels ``[T, N*Q]``; here the cross-entropy."""
+        return cross_entropy(logits, labels).mean()
+
+    def learned(self) -> dict[str, Tensor]:
+        """Learned numbers to log, by name; here none."""
+        return {}
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:

@@ -38,10 +38,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.algorithm import BatchNormMode
 from fsl_cli.algos.embedding_learner import EmbeddingLearner
 from fsl_cli.episodes import Episodes
-from fsl_cli.metrics import cross_entropy
 from fsl_cli.randomness import permutations
 
 
@@ -80,11 +79,9 @@ class MatchingNet(EmbeddingLearner):
         self.context = FullContext(features, processing_steps) if fce else None
         self.embeds = self.embeds and not fce  # the order of the support set is drawn for an episode
 
-    def loss(self, episodes: Episodes) -> Step:
-        """-log p of the queries' labels; moves the running averages of batch normalisation."""
-        logits = self.query_logits(episodes, "tracked_batch")
-        loss = cross_entropy(logits, episodes.query_y).mean()
-        return Step(loss, logits.detach(), {"scale": self.log_scale.detach().exp()})
+    def learned(self) -> dict[str, Tensor]:
+        """The factor of the cosine."""
+        return {"scale": self.log_scale.detach().exp()}
 
     def compare(self, episodes: Episodes, support: Tensor, query: Tensor) -> Tensor:
         """Log p(y | x) from embeddings, in context if ``fce``."""

@@ -34,10 +34,11 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode
 from fsl_cli.algos.crammer_singer import dual_variables
-from fsl_cli.algos.episodic_embedding import EpisodicEmbedding, full_precision
+from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.full_precision import full_precision
 
 
-class MetaOptNet(EpisodicEmbedding):
+class MetaOptNet(EmbeddingLearner):
     """Meta-learns an embedding in which a support vector machine classifies the queries.
 
     Args:

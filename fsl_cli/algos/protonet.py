@@ -21,20 +21,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
-from fsl_cli.backbones.batch_norm import Source, statistics_from
-from fsl_cli.episodes import Episodes, Task
-from fsl_cli.metrics import cross_entropy
+from fsl_cli.algos.algorithm import BatchNormMode
+from fsl_cli.algos.embedding_learner import EmbeddingLearner
 
 Distance = Literal["sqeuclidean", "cosine"]
 
 
-class ProtoNet(Algorithm):
+class ProtoNet(EmbeddingLearner):
     """Meta-learns an embedding in which classes lie around their mean.
 
     Args:
@@ -58,44 +55,12 @@ class ProtoNet(Algorithm):
         train_shots: Annotated[int, Ge(1)] | None = None,
         train_queries: Annotated[int, Ge(1)] | None = 5,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
         self.distance, self.scale = distance, scale
-        self.transductive = batch_norm == "transductive"
-        self.embeds = not self.transductive
-        self.train_ways, self.train_shots, self.train_queries = train_ways, train_shots, train_queries
-
-    def train_task(self, task: Task) -> Task:
-        """The tested task with the training ways, shots and queries."""
-        return Task(self.train_ways or task.ways, self.train_shots or task.shots, self.train_queries or task.queries)
-
-    def loss(self, episodes: Episodes) -> Step:
-        """Cross-entropy of the queries; moves the running averages of batch normalisation."""
-        logits = self._logits_one_by_one(episodes, "tracked_batch")
-        return Step(cross_entropy(logits, episodes.query_y).mean(), logits.detach())
-
-    @torch.no_grad()
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits ``[T, N*Q, N]``."""
-        if self.transductive:  # an episode is a batch of its own
-            return self._logits_one_by_one(episodes, "batch")
-        return super().predict(episodes)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Embeddings ``[B, D]``, normalised by the running averages."""
-        with statistics_from(self.backbone, "running"):
-            return self.backbone(images)
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """Scaled negative distances of the queries to the prototypes."""
         return -self.scale * _DISTANCES[self.distance](query, class_means(support, support_y, ways))
-
-    def _logits_one_by_one(self, episodes: Episodes, source: Source) -> Tensor:
-        shots = episodes.support_x.shape[1]
-        with statistics_from(self.backbone, source):
-            both = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-            embedded = torch.stack([self.backbone(images) for images in both])
-        return self.classify(embedded[:, :shots], episodes.support_y, embedded[:, shots:], episodes.ways)
 
 
 def class_means(embedded: Tensor, labels: Tensor, ways: int) -> Tensor:

@@ -34,10 +34,11 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.episodic_embedding import EpisodicEmbedding, full_precision
+from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.full_precision import full_precision
 
 
-class R2D2(EpisodicEmbedding):
+class R2D2(EmbeddingLearner):
     """Meta-learns an embedding in which ridge regression on the support set classifies the queries.
 
     Args:
