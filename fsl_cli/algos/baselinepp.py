@@ -8,7 +8,8 @@ Batch normalisation: while training by the mini-batch, in tests by the running a
 Deviations: those of `fsl_cli.algos.baseline`, except that every weight vector of the new classifier starts at the mean of
 the normalised support features, the same for all classes, and not at random. The paper's code multiplies each cosine
 by a learned length of the class besides the scale; here it is the cosine of the paper. Their scale is 10 for more than
-200 classes and 2 otherwise, hence ``train_scale`` and ``test_scale``.
+200 classes and 2 otherwise. Here ``train_scale`` is 20: with Omniglot's 4,112 classes a softmax over cosines times 10 gives
+no more than 0.84 to a feature that is orthogonal to all other classes.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 
@@ -51,7 +52,7 @@ class BaselinePP(Pretrained):
         classes: int,
         *,
         train_ways: Annotated[int, Ge(2)] = 64,
-        train_scale: Annotated[float, Gt(0)] = 10.0,
+        train_scale: Annotated[float, Gt(0)] = 20.0,
         test_scale: Annotated[float, Gt(0)] = 2.0,
         test_steps: Annotated[int, Ge(1)] = 100,
         test_lr: Annotated[float, Gt(0)] = 0.01,

@@ -9,15 +9,16 @@ through its dual, and a query embedding x has the logits gamma w_k x with a lear
 cross-entropy of the queries is differentiated through the solution by the implicit function theorem: a smoothing of e asks
 for 1 - e on the right class and e / (N-1) on each other one. The network and gamma are meta-learned.
 
-The machine may be trained with more shots than it is tested with (``train_shots``; the paper: 15, Omniglot's 20 images per
-class leave room for fewer). Where ``train_shots`` is null the tested shots are used.
+The paper trains with 15 shots, 5 ways and 6 queries whatever is tested: ``algo.train_ways=null algo.train_shots=14``
+as Omniglot has 20 images per class. The default has the tested shots and more ways instead.
 
 Batch normalisation: while training by the images of the episode. In tests ``inductive`` normalises by the running averages
 of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
 Deviations: the dual is solved by the interior-point method of `fsl_cli.algos.crammer_singer` in double precision, not by
-qpth; ``ridge`` on the diagonal of the kernel makes it strictly convex, 0 would be the paper's. The network is the
-configured backbone without DropBlock, images are not augmented, the optimizer is Adam and schedules are shorter.
+qpth; ``ridge`` on the diagonal of the kernel makes it strictly convex, 0 would be the paper's. Gamma starts at
+10, theirs at 1. The network is the configured backbone without DropBlock, images are not augmented, the optimizer is Adam
+and schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``scale`` gamma.
 
@@ -58,12 +59,12 @@ class MetaOptNet(EpisodicEmbedding):
         *,
         penalty: Annotated[float, Gt(0)] = 0.1,
         ridge: Annotated[float, Gt(0)] = 0.001,
-        init_scale: Annotated[float, Gt(0)] = 1.0,
+        init_scale: Annotated[float, Gt(0)] = 10.0,
         label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1,
         batch_norm: BatchNormMode = "inductive",
-        train_ways: Annotated[int, Ge(2)] | None = None,
-        train_shots: Annotated[int, Ge(1)] | None = 5,
-        train_queries: Annotated[int, Ge(1)] | None = 6,
+        train_ways: Annotated[int, Ge(2)] | None = 16,
+        train_shots: Annotated[int, Ge(1)] | None = None,
+        train_queries: Annotated[int, Ge(1)] | None = 5,
     ) -> None:
         super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
         self.penalty, self.ridge, self.label_smoothing = penalty, ridge, label_smoothing

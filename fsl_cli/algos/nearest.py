@@ -48,7 +48,6 @@ class Nearest(Algorithm):
         super().__init__()
         self.backbone, self.space, self.compare = backbone, space, compare
 
-    @torch.no_grad()
     def loss(self, episodes: Episodes) -> Step:
         """Cross-entropy of the queries, without a graph: nothing is learned."""
         logits = self.predict(episodes)

@@ -30,7 +30,7 @@ def metaoptnet(**options) -> MetaOptNet:
 
 def learner(cls: type[MetaOptNet] = MetaOptNet, **options) -> MetaOptNet:
     torch.manual_seed(0)
-    return cls(MLP(SHAPE, widths=[32]), train_ways=None, train_shots=None, **options)
+    return cls(MLP(SHAPE, widths=[32]), train_ways=None, init_scale=1.0, **options)
 
 
 def labels_of(ways: int, shots: int, tasks: int) -> torch.Tensor:

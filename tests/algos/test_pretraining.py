@@ -60,7 +60,7 @@ def test_loss_is_the_cross_entropy_over_all_classes_of_each_mini_batch(cls):
         images = torch.cat([batches.support_x[task], batches.query_x[task]])
         features = torch.tanh(norm(algorithm.backbone.conv(images))).mean((-2, -1))
         if cls is BaselinePP:
-            logits = 10 * F.cosine_similarity(features.unsqueeze(1), algorithm.head.weight, dim=-1)
+            logits = 20 * F.cosine_similarity(features.unsqueeze(1), algorithm.head.weight, dim=-1)
         else:
             logits = features @ algorithm.head.weight.T + algorithm.head.bias
         assert step.labels[task].tolist() == labels
