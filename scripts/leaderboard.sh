@@ -41,7 +41,7 @@ common+=(${overrides[@]+"${overrides[@]}"})
 if [ -z "$methods" ]; then
   # Without learning there is nothing to spend minutes on.
   methods=$("$fsl" ls algo | sed -n 's/^algo=\([^\t]*\).*/\1/p' | sed '/^nearest$/d' | paste -sd,)
-  methods+=,nearest+train.iterations=1,nearest+algo.features=network+train.iterations=1
+  methods+=,nearest+train.iterations=1,nearest+algo.space=network+train.iterations=1
 fi
 name=$(printf '%s\n' "${overrides[@]}" | sed -n 's/^dataset=//p' | tail -1)
 out=${out:-outputs/leaderboard/${name}_${minutes}min}

@@ -9,8 +9,8 @@ through its dual, and a query embedding x has the logits gamma w_k x with a lear
 cross-entropy of the queries is differentiated through the solution by the implicit function theorem: a smoothing of e asks
 for 1 - e on the right class and e / (N-1) on each other one. The network and gamma are meta-learned.
 
-The paper trains with more shots than it tests, 5 ways with 15 shots and 6 queries: ``algo.train_ways=null algo.train_shots=14``,
-as Omniglot has 20 images per class. The default has the tested shots and more ways instead.
+The paper trains with 15 shots, 5 ways and 6 queries whatever is tested: ``algo.train_ways=null algo.train_shots=14``, since
+Omniglot has 20 images per class. The default has the tested shots and more ways instead.
 
 Batch normalisation: while training by the images of the episode. In tests ``inductive`` normalises by the running averages
 of training (``model.eval()`` there), ``transductive`` by the images of the episode.
