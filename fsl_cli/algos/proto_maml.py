@@ -12,14 +12,15 @@ nothing meta-learned, so that a task may have any number of ways.
 
 Options are those of MAML, see there (``first_order`` treats the inner gradients as constants; the prototypes are
 differentiated all the same), without ``adapt``. The logits are squared distances, tens of times larger than those of
-MAML's head of zeros, and so are the gradients of the body: the useful ``inner_lr`` is smaller.
+MAML's head of zeros, and so are the gradients of the body: ``inner_lr`` is smaller than MAML's. W has no further factor, so
+that features of another size (a wider backbone, ``downsample=max_pool``) ask for another ``inner_lr``.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as MAML does; ``inductive`` by the support
 set (MetaBN, Bronskill et al. 2020). Support features, those of the prototypes too, are normalised by the support set.
 
-Deviations from the paper: its Meta-Dataset models start from a pre-trained ResNet-18, use first-order gradients and
-episodes of varying ways and shots; here the backbone is trained from scratch on episodes of one shape, and derivatives are
-of second order by default. With ``augment_support`` the changed copies count in the prototypes.
+Deviations from the paper: on Meta-Dataset it uses a ResNet-18 that may be pre-trained, first-order gradients and episodes of
+varying ways and shots; here the backbone is trained from scratch on episodes of one shape, and derivatives are of second
+order by default. With ``augment_support`` the changed copies count in the prototypes.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.
 
@@ -78,7 +79,7 @@ class ProtoMAML(MAML):
         *,
         inner_steps: Annotated[int, Ge(1)] = 1,
         test_inner_steps: TestSteps = None,
-        inner_lr: Annotated[float, Gt(0)] = 0.01,
+        inner_lr: Annotated[float, Gt(0)] = 0.1,
         inner_lr_learning: Learning = "none",
         inner_optimizer: InnerOptimizer = "sgd",
         inner_weight_decay: Annotated[float, Ge(0)] = 0.0,

@@ -118,7 +118,7 @@ class Adam(UpdateRule):
 
 @dataclass(frozen=True)
 class Proximal(UpdateRule):
-    """Another rule on ``L + strength/2 |theta - start|^2``, which keeps theta near the start (Rajeswaran et al. 2019, eq. 3).
+    """Another rule on ``L + strength/2 |theta - start|^2``, which keeps theta near the start (Rajeswaran et al. 2019).
 
     Attributes:
         rule: what a step makes of that gradient; its own weight decay does not count, that of this rule does.
