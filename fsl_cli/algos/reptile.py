@@ -24,12 +24,12 @@ transduction" of the paper; ``inductive`` by the support set (MetaBN, Bronskill 
 trained, all rows of the head start at their mean.
 
 Deviations from the paper: ``symmetric_head``, which false turns off. By default the inner optimizer is SGD, tests take ten
-steps on the whole support set, and the schedule is much shorter; the authors' code has ``inner_optimizer=adam``,
-``inner_lr=0.001``, ``test_inner_steps=50``, ``test_inner_batch=5`` and ``train.schedule=linear``. Adam's moments start at
-zero in every task, while that code carries them from task to task, so that here the first steps are about ``inner_lr`` long
-in every weight. "Without transduction" the authors normalise a query by the support set and that query, here by the support
-set alone; their query batch has one image per class, here ``task.queries``. Batch normalisation has epsilon 1e-5
-(TensorFlow's was 1e-3); the head starts at zero.
+steps on the whole support set, and the schedule is much shorter and its step size constant; the authors' code has
+``inner_optimizer=adam``, ``inner_lr=0.001``, ``inner_steps=5``, ``test_inner_steps=50``, ``test_inner_batch=5``,
+``train.meta_batch=5`` and ``train.schedule=linear``. Adam's moments start at zero in every task, while that code carries
+them from task to task, so that here the first steps are about ``inner_lr`` long in every weight. "Without transduction" the
+authors normalise a query by the support set and that query, here by the support set alone; their query batch has one image
+per class, here ``task.queries``. Batch normalisation has epsilon 1e-5 (TensorFlow's was 1e-3); the head starts at zero.
 
 Logged: ``loss`` and ``accuracy`` on ``train_queries`` queries after adaptation, which are not used for the update;
 ``distance``: the mean over tasks of the Euclidean distance between theta' and theta.
@@ -91,11 +91,11 @@ class Reptile(Algorithm):
         ways: int,
         engine: EngineName = "auto",
         *,
-        inner_steps: Annotated[int, Ge(1)] = 5,
+        inner_steps: Annotated[int, Ge(1)] = 8,
         test_inner_steps: TestSteps = 10,
         inner_batch: Annotated[int, Ge(1)] | None = 10,
         test_inner_batch: Annotated[int, Ge(1)] | None = None,
-        inner_lr: Annotated[float, Gt(0)] = 0.1,
+        inner_lr: Annotated[float, Gt(0)] = 0.5,
         inner_optimizer: InnerOptimizer = "sgd",
         inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         symmetric_head: bool = True,

@@ -34,14 +34,15 @@ OPTIMIZERS = {
 def reptile(backbone: nn.Module | None = None, features: int = 4, ways: int = 3, engine: str = "vmap", **options) -> Reptile:
     """A Reptile in float64 whose head is not zero."""
     torch.manual_seed(0)
-    options = {
+    defaults = {
         "inner_lr": 0.1,
+        "inner_steps": 5,
         "inner_batch": 4,
         "test_inner_batch": 4,
         "test_inner_steps": 5,
         "symmetric_head": False,
-    } | options
-    algorithm = Reptile(backbone or TinyNet(), features, ways, engine, **options).double()
+    }
+    algorithm = Reptile(backbone or TinyNet(), features, ways, engine, **(defaults | options)).double()
     nn.init.normal_(algorithm.net.head.weight)
     return algorithm
 
