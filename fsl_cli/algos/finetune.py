@@ -28,16 +28,16 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.maml import TestSteps, accuracy_along, steps_in_test
 from fsl_cli.algos.pretraining import LinearHead, Pretrained
+from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.augmentation import Augmentation, with_augmented_support
-from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes import Episodes
 from fsl_cli.inner.engines import ENGINES, EngineName
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
 from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
 
 
-class FineTune(Pretrained):
+class FineTune(StepLearner, Pretrained):
     """Fine-tunes a pre-trained network and a new head on each task.
 
     Args:
@@ -85,23 +85,8 @@ class FineTune(Pretrained):
         self._engine = ENGINES[engine]
         self._engine.check(self._inner_loop(2))
 
-    @torch.no_grad()
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after the last of ``test_inner_steps``."""
-        return self._after(episodes, self.test_steps[-1:])[-1]
-
-    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """``inner_steps``: the numbers of steps, if there are several."""
-        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
-
-    @torch.no_grad()
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracy ``[T, points]`` after each number of steps."""
-        if len(self.test_steps) == 1:
-            return {}
-        return {"inner_steps": accuracy_along(self._after(episodes, self.test_steps), episodes.query_y)}
-
-    def _after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Query logits after each number of steps."""
         episodes = with_augmented_support(episodes, *self.augmentation)
         return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
 

@@ -53,8 +53,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli import metrics
-from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
-from fsl_cli.algos.maml import TestSteps, accuracy_along, steps_in_test
+from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.inner.conjugate_gradient import conjugate_gradient, norm
@@ -64,7 +64,7 @@ from fsl_cli.inner.tasks import Tasks
 from fsl_cli.inner.update_rules import InnerOptimizer, Parameters, Proximal, parameters_in, update_rule
 
 
-class IMAML(Algorithm):
+class IMAML(StepLearner):
     """Meta-learns the centre of a proximal problem by the implicit gradient of its solution.
 
     Args:
@@ -171,21 +171,9 @@ class IMAML(Algorithm):
             unsolved = norm(left) / norm(pull).clamp(min=torch.finfo(residual.dtype).tiny)
         return g, {"cg_residual": residual.mean(), "inner_gradient": unsolved.mean()}
 
-    @torch.no_grad()
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after the last of ``test_inner_steps``."""
-        return self._tasks(episodes).logits_after(self.test_steps[-1:])[-1]
-
-    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """``inner_steps``: the numbers of steps, if there are several."""
-        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
-
-    @torch.no_grad()
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracy ``[T, points]`` after each number of steps."""
-        if len(self.test_steps) == 1:
-            return {}
-        return {"inner_steps": accuracy_along(self._tasks(episodes).logits_after(self.test_steps), episodes.query_y)}
+    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Query logits after each number of steps on the inner problem."""
+        return self._tasks(episodes).logits_after(steps)
 
     def _tasks(self, episodes: Episodes) -> Tasks:
         return self._tasks_of(self._inner_loop(episodes.ways), with_augmented_support(episodes, *self.augmentation))

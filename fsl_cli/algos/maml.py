@@ -36,12 +36,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-import torch
-from annotated_types import Ge, Gt, Len
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli import metrics
-from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
+from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.errors import FslError
@@ -50,11 +50,8 @@ from fsl_cli.inner.inner_loop import Adapt, Classifier, InnerLoop, adapted_names
 from fsl_cli.inner.step_sizes import Learning, StepSizes
 from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
 
-StepCount = Annotated[int, Ge(0)]
-TestSteps = StepCount | Annotated[list[StepCount], Len(1)] | None
 
-
-class MAML(Algorithm):
+class MAML(StepLearner):
     """Meta-learns an initialisation from which a few gradient steps solve a task.
 
     Args:
@@ -135,28 +132,13 @@ class MAML(Algorithm):
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after adaptation (eq. 4)."""
-        logits = self._logits(episodes, [self.inner_steps])[-1]
+        logits = self.logits_after(episodes, [self.inner_steps])[-1]
         alpha = self.step_sizes.mean()
         logged = {} if alpha is None else {"inner_lr": alpha}
         return Step(metrics.cross_entropy(logits, episodes.query_y).mean(), logits.detach(), logged)
 
-    @torch.no_grad()
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after the last of ``test_inner_steps``."""
-        return self._logits(episodes, self.test_steps[-1:])[-1]
-
-    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """``inner_steps``: the numbers of steps, if there are several."""
-        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
-
-    @torch.no_grad()
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracy ``[T, points]`` after each number of steps."""
-        if len(self.test_steps) == 1:
-            return {}
-        return {"inner_steps": accuracy_along(self._logits(episodes, self.test_steps), episodes.query_y)}
-
-    def _logits(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Query logits after each number of steps."""
         episodes = with_augmented_support(episodes, *self.augmentation)
         return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
 
@@ -170,18 +152,6 @@ class MAML(Algorithm):
             self.checkpoint_inner,
             self.rule,
         )
-
-
-def steps_in_test(test_inner_steps: int | list[int] | None, inner_steps: int) -> list[int]:
-    """Numbers of steps in tests, ascending and without repetition, from an option that may be one, several or None."""
-    if test_inner_steps is None:
-        return [inner_steps]
-    return sorted(set(test_inner_steps)) if isinstance(test_inner_steps, list) else [test_inner_steps]
-
-
-def accuracy_along(logits: Tensor, labels: Tensor) -> Tensor:
-    """Accuracies, float64 ``[T, points]``, of query logits ``[points, T, N*Q, N]``."""
-    return torch.stack([metrics.accuracy(each.double(), labels) for each in logits], dim=1)
 
 
 def for_ways(

@@ -34,8 +34,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli import metrics
-from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
-from fsl_cli.algos.maml import TestSteps, accuracy_along, for_ways, steps_in_test
+from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.maml import for_ways
+from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.episodes import Episodes, Task
@@ -47,7 +48,7 @@ from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
 _SMALLEST = 0.03  # times 1/K, what multi-step annealing leaves to the earlier steps, as in the authors' code
 
 
-class MAMLPlusPlus(Algorithm):
+class MAMLPlusPlus(StepLearner):
     """MAML with learned step sizes, scales and shifts for every step, and an outer loss of every step.
 
     Args:
@@ -132,7 +133,7 @@ class MAMLPlusPlus(Algorithm):
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after every step, weighted (eq. 5)."""
         steps = range(1, self.inner_steps + 1) if self._multi_step else [self.inner_steps]
-        logits = self._logits(episodes, steps)
+        logits = self.logits_after(episodes, steps)
         losses = torch.stack([metrics.cross_entropy(each, episodes.query_y).mean() for each in logits])
         logged = {"last_step_loss": losses[-1].detach(), "last_step_importance": self.importance[-1]}
         alpha = self.step_sizes.mean()
@@ -140,23 +141,8 @@ class MAMLPlusPlus(Algorithm):
             logged["inner_lr"] = alpha
         return Step((self.importance[-len(losses) :] * losses).sum(), logits[-1].detach(), logged)
 
-    @torch.no_grad()
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after the last of ``test_inner_steps``."""
-        return self._logits(episodes, self.test_steps[-1:])[-1]
-
-    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """``inner_steps``: the numbers of steps, if there are several."""
-        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
-
-    @torch.no_grad()
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracy ``[T, points]`` after each number of steps."""
-        if len(self.test_steps) == 1:
-            return {}
-        return {"inner_steps": accuracy_along(self._logits(episodes, self.test_steps), episodes.query_y)}
-
-    def _logits(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Query logits after each number of steps."""
         episodes = with_augmented_support(episodes, *self.augmentation)
         return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
 

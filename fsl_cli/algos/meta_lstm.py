@@ -45,8 +45,8 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from fsl_cli import metrics
-from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
-from fsl_cli.algos.maml import TestSteps, accuracy_along, steps_in_test
+from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.inner.engines import EngineName, tasks_engine
@@ -115,7 +115,7 @@ def preprocessed(x: Tensor) -> Tensor:
     return torch.stack([first, second], dim=-1)
 
 
-class MetaLSTM(Algorithm):
+class MetaLSTM(StepLearner):
     """Meta-learns an optimizer and the initialisation that it starts from.
 
     Args:
@@ -175,21 +175,9 @@ class MetaLSTM(Algorithm):
         value = metrics.cross_entropy(logits[-1], episodes.query_y).mean()
         return Step(value, logits[-1].detach(), gates)
 
-    @torch.no_grad()
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after the last of ``test_inner_steps``."""
-        return self._logits(episodes, self.test_steps[-1:])[0][-1]
-
-    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """``inner_steps``: the numbers of steps, if there are several."""
-        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
-
-    @torch.no_grad()
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracy ``[T, points]`` after each number of steps."""
-        if len(self.test_steps) == 1:
-            return {}
-        return {"inner_steps": accuracy_along(self._logits(episodes, self.test_steps)[0], episodes.query_y)}
+    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Query logits after each number of steps of the cell."""
+        return self._logits(episodes, steps)[0]
 
     def _logits(self, episodes: Episodes, steps: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Query logits ``[len(steps), T, N*Q, N]`` after each number of steps, ascending, and the means of the last gates."""

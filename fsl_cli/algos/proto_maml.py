@@ -36,8 +36,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.maml import MAML, TestSteps
+from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import class_means
+from fsl_cli.algos.step_learner import TestSteps
 from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.episodes import Episodes
 from fsl_cli.inner.engines import EngineName, tasks_engine
@@ -111,7 +112,8 @@ class ProtoMAML(MAML):
         self.net.head.requires_grad_(False)  # it says what shape a head has; every task brings its values
         self._tasks_of = tasks_engine(engine, self._inner_loop(ways))
 
-    def _logits(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Query logits after each number of steps from the prototypes."""
         episodes = with_augmented_support(episodes, *self.augmentation)
         tasks = self._tasks_of(self._inner_loop(episodes.ways), episodes)
         prototypes = class_means(tasks.support_features(), episodes.support_y, episodes.ways)

@@ -47,8 +47,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli import metrics
-from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
-from fsl_cli.algos.maml import TestSteps, accuracy_along, steps_in_test
+from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.inner.engines import EngineName, tasks_engine
@@ -58,7 +58,7 @@ from fsl_cli.inner.tasks import Tasks
 from fsl_cli.inner.update_rules import Adam, InnerOptimizer, Parameters, parameters_in, update_rule
 
 
-class Reptile(Algorithm):
+class Reptile(StepLearner):
     """Meta-learns an initialisation by moving it towards the weights that tasks are solved with.
 
     Args:
@@ -152,23 +152,8 @@ class Reptile(Algorithm):
                 parts.append((parameter * (mean_row(gap, len(gap)) if name.startswith("head.") else gap)).sum())
         return torch.stack(parts).sum()
 
-    @torch.no_grad()
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after the last of ``test_inner_steps``."""
-        return self._logits(episodes, self.test_steps[-1:])[-1]
-
-    def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """``inner_steps``: the numbers of steps, if there are several."""
-        return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
-
-    @torch.no_grad()
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracy ``[T, points]`` after each number of steps."""
-        if len(self.test_steps) == 1:
-            return {}
-        return {"inner_steps": accuracy_along(self._logits(episodes, self.test_steps), episodes.query_y)}
-
-    def _logits(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Query logits after each number of steps on mini-batches of the support set."""
         return self._tasks(episodes, self.test_inner_batch, steps[-1]).logits_after(steps)
 
     def _tasks(self, episodes: Episodes, batch: int | None, steps: int) -> Tasks:

@@ -50,7 +50,7 @@ def loss_and_gradients(algorithm: MAML) -> tuple[torch.Tensor, dict[str, torch.T
 def test_steps_are_those_of_torch_optim(engine, name, decay):
     steps = [0, 1, 4]
     algorithm = maml(engine, inner_optimizer=name, inner_weight_decay=decay, test_inner_steps=steps)
-    found = algorithm._logits(EPISODES, steps)
+    found = algorithm.logits_after(EPISODES, steps)
     for task in range(len(EPISODES)):
         net = copy.deepcopy(algorithm.net)
         optimizer = RULES[name](net.parameters(), decay)
@@ -118,7 +118,7 @@ def test_a_step_size_for_each_step_is_used_in_its_step():
     rates = [0.1, 0.5, 0.02]
     for alpha in algorithm.step_sizes.values:
         alpha.data.copy_(torch.tensor(rates, dtype=torch.float64))
-    logits = algorithm._logits(EPISODES, [5])[0]
+    logits = algorithm.logits_after(EPISODES, [5])[0]
     for task in range(len(EPISODES)):
         net = copy.deepcopy(algorithm.net)
         for rate in [*rates, rates[-1], rates[-1]]:
