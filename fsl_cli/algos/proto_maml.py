@@ -8,7 +8,8 @@ is MAML whose head starts, in each task, from that classifier:
 
 and then takes K gradient steps on the support loss over all weights, head and body. The outer loss is the query loss
 after the steps, differentiated through the steps and through the prototypes. Without a step it is ProtoNet. The head has
-nothing meta-learned, so that a task may have any number of ways.
+nothing meta-learned, so that a task may have any number of ways. With one shot a support image is its own prototype: once
+classes lie apart its loss is nearly zero, and so is what the steps change; they matter with more shots.
 
 Options are those of MAML, see there (``first_order`` treats the inner gradients as constants; the prototypes are
 differentiated all the same), without ``adapt``. The logits are squared distances, tens of times larger than those of

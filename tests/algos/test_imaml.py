@@ -154,7 +154,7 @@ def test_conjugate_gradient_solves_with_the_hessian_of_each_task(engine, damping
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
 @pytest.mark.parametrize("options", [{}, {"inner_weight_decay": 0.2}, {"batch_norm": "inductive"}], ids=str)
 def test_at_the_solution_it_is_the_finite_difference_of_the_solved_problem(engine, options):
-    algorithm, episodes = imaml(engine, inner_steps=50, cg_steps=30, **options), random_episodes(tasks=2)
+    algorithm, episodes = imaml(engine, inner_steps=30, cg_steps=20, **options), random_episodes(tasks=2)
     assert algorithm.loss(episodes).metrics["inner_gradient"] < 1e-8
     _, gradients = loss_and_gradients(algorithm, episodes)
     for name, position in {"body.conv.weight": 5, "body.norm.bias": 1, "head.weight": 7, "head.bias": 0}.items():
