@@ -230,7 +230,7 @@ def test_accuracy_is_reported_after_each_number_of_steps(trained):
     assert trained.curve_points(TASK) == {"inner_steps": [0, 1, 3]}
     along = trained.curves(episodes)["inner_steps"]
     assert along.shape == (20, 3)
-    last = (trained.predict(episodes).argmax(-1) == episodes.query_y).float().mean(-1)
+    last = (trained.predict(episodes).argmax(-1) == episodes.query_y).double().mean(-1)
     assert torch.equal(along[:, 2], last)
 
 
