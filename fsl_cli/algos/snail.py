@@ -15,7 +15,9 @@ in longer sequences only attention reaches all the way back.
 As all of it is causal, what happens at the support positions is the same for all queries: it is computed once, and the
 queries of an episode all take the last position, none of them seeing another.
 
-Batch normalisation: while training by the images of the episode, in tests by the running averages of training.
+Batch normalisation: while training by the images of the episode, in tests by the running averages of training. Episodes of
+few images pay for that: after six minutes of training 87 % with the averages, 93 % with the statistics of the episode
+(60 validation episodes).
 
 Deviations from the paper: the backbone is the configured one, its features are batch-normalised. The pseudo-code has
 dilations 2, 4, 8, ..., with which no position would see the one before; here they are those of its figure 2, 1, 2, 4, ...
