@@ -28,10 +28,9 @@ does not depend on the other queries of its episode.
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
 backbone first, whose features are batch-normalised. The controller has one layer. Besides x_t and y_(t-1) it sees x_(t-1)
 again, and the interface sees these inputs besides the controller's output; read keys and what is written begin as the same
-linear map of an image. This start is to spare
-the plateau on which MANN was seen without it; see `fsl_cli.algos.memory.aligned`. The write gate
-and the allocation gate begin open, the free gates closed, the read mode at content. The memory has 32 rows, as every row
-costs a row and a column of links.
+linear map of an image. This start is to spare the plateau on which MANN was seen without it; see
+`fsl_cli.algos.memory.aligned`. The write gate and the allocation gate begin open, the free gates closed, the read mode at
+content. The memory has 32 rows, as every row costs a row and a column of links.
 
 Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a
 sequence); ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence. The test also

@@ -51,6 +51,10 @@ class Labelled(NamedTuple):
     features: Tensor
     labels: Tensor
 
+    def followed_by(self, other: Labelled) -> Labelled:
+        """These images, then others."""
+        return Labelled(torch.cat([self.features, other.features], 1), torch.cat([self.labels, other.labels], 1))
+
     def ordered(self, order: Tensor) -> Labelled:
         """With positions, int64 ``[T, S]``, in the order in which they are to be seen."""
         features = self.features.gather(1, order.unsqueeze(-1).expand(-1, -1, self.features.shape[-1]))
@@ -93,7 +97,7 @@ class SequenceLearner(Algorithm):
         losses, metrics = [], {}
         logits, labels = query.features.new_zeros(0), query.labels
         if self.form != "episode":
-            images = Labelled(torch.cat([support.features, query.features], 1), torch.cat([support.labels, query.labels], 1))
+            images = support.followed_by(query)
             images = images.ordered(permutations(episodes.seeds, images.labels.shape[1], "sequence"))
             logits, labels = self.follow(images), images.labels
             losses.append(cross_entropy(logits, labels).mean())
@@ -118,11 +122,12 @@ class SequenceLearner(Algorithm):
     def curves(self, episodes: Episodes) -> dict[str, Tensor]:
         """Accuracy on the 1st, 2nd, ... image of a class, in a sequence of the first images of each class."""
         support, query = embedded(self.embedding, episodes)
-        images = Labelled(torch.cat([support.features, query.features], 1), torch.cat([support.labels, query.labels], 1))
+        images = support.followed_by(query)
         points = min(INSTANCES, images.labels.shape[1] // episodes.ways)
         used = (instances(images.labels) <= points).nonzero()[:, 1].view(len(episodes), -1)
         images = images.ordered(used.gather(1, permutations(episodes.seeds, used.shape[1], "sequence")))
-        return {"instance": by_instance(self.follow(images)[..., : episodes.ways], images.labels, points)}
+        logits = self.follow(images)[..., : episodes.ways].cpu().double()
+        return {"instance": by_instance(logits, images.labels.cpu(), points)}
 
     def follow(self, images: Labelled) -> Tensor:
         """Logits ``[T, S, ways]`` at every step of a sequence, each before its label is seen."""

@@ -46,8 +46,8 @@ class StepLearner(Algorithm):
         """Accuracy, float64 ``[T, points]``, after each number of steps, if there are several."""
         if len(self.test_steps) == 1:
             return {}
-        logits = self.logits_after(episodes, self.test_steps)
-        return {"inner_steps": torch.stack([metrics.accuracy(each.double(), episodes.query_y) for each in logits], dim=1)}
+        logits, labels = self.logits_after(episodes, self.test_steps).cpu().double(), episodes.query_y.cpu()
+        return {"inner_steps": torch.stack([metrics.accuracy(each, labels) for each in logits], dim=1)}
 
 
 def steps_in_test(test_inner_steps: int | list[int] | None, inner_steps: int) -> list[int]:
