@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from problems import TinyNet, random_episodes
 from small_training import accuracy, is_at_chance, noise_classes, train
-from torch import nn
 
 from fsl_cli.algos.algorithm import Algorithm
 from fsl_cli.algos.sequences import Cell, SequenceLearner
@@ -97,12 +96,12 @@ def assert_noise_is_at_chance(algorithm: Algorithm) -> None:
 
 
 def with_tiny_net(make: type[Algorithm], **options: Any) -> Algorithm:
-    """In float64, with averages of batch normalisation that are not the initial ones."""
+    """In float64, with scales and shifts of the normalisations that are not the initial ones."""
     torch.manual_seed(0)
     algorithm = make(TinyNet(), 4, 3, **options).double()
     for norm in (algorithm.embedding.backbone.norm, algorithm.embedding.norm):
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
+        norm.weight.data.uniform_(0.5, 2)
+        norm.bias.data.normal_()
     return algorithm
 
 
@@ -110,14 +109,19 @@ def seeded(episodes: Episodes) -> Episodes:
     return replace(episodes, seeds=torch.arange(len(episodes)) + 5)
 
 
-def features(algorithm: Algorithm, images: torch.Tensor) -> torch.Tensor:
-    """Features of images one after the other through torch's layers, with the running averages."""
-    net = algorithm.embedding.backbone
-    frozen = nn.BatchNorm2d(4).double().eval()
-    frozen.load_state_dict(net.norm.state_dict() | {"num_batches_tracked": torch.tensor(0)})
-    last = nn.BatchNorm1d(4).double().eval()
-    last.load_state_dict(algorithm.embedding.norm.state_dict() | {"num_batches_tracked": torch.tensor(0)})
-    return torch.stack([last(torch.tanh(frozen(net.conv(image[None]))).mean((-2, -1)))[0] for image in images]).detach()
+def features(algorithm: Algorithm, episodes: Episodes, task: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of the support and query images of an episode, normalised by hand, one image after the other."""
+    net, last = algorithm.embedding.backbone, algorithm.embedding.norm
+    support, query = ([net.conv(image[None])[0] for image in images[task]] for images in (episodes.support_x, episodes.query_x))
+    seen = torch.stack(support + query if algorithm.transductive else support)
+    mean, std = (seen.mean((0, 2, 3)), (seen.var((0, 2, 3), correction=0) + net.norm.eps).sqrt())
+
+    def feature(maps: torch.Tensor) -> torch.Tensor:
+        whitened = (maps.permute(1, 2, 0) - mean) / std * net.norm.weight + net.norm.bias
+        pooled = whitened.tanh().mean((0, 1))
+        return (pooled - pooled.mean()) / (pooled.var(correction=0) + last.eps).sqrt() * last.weight + last.bias
+
+    return torch.stack(list(map(feature, support))).detach(), torch.stack(list(map(feature, query))).detach()
 
 
 def check_episode_the_slow_way(make: type[SequenceLearner], **options: Any) -> None:
@@ -126,8 +130,8 @@ def check_episode_the_slow_way(make: type[SequenceLearner], **options: Any) -> N
     logits = algorithm.predict(episodes)
     orders = permutations(episodes.seeds, 6, "support")
     for task in range(len(episodes)):
-        x, y = features(algorithm, episodes.support_x[task]), episodes.support_y[task]
-        for position, query in enumerate(features(algorithm, episodes.query_x[task])):
+        (x, queries), y = features(algorithm, episodes, task), episodes.support_y[task]
+        for position, query in enumerate(queries):
             state = algorithm.cell.start(1)
             image, label = torch.zeros(4, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
             for index in [*orders[task].tolist(), None]:

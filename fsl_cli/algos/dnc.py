@@ -22,11 +22,11 @@ Reading, for each head, with modes pi that sum to one:
 
 and the logits are a linear map of the controller's output plus one of all that was read.
 
-Batch normalisation: while training by the images of the episode, in tests by the running averages of training; a query
-does not depend on the other queries of its episode.
+Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
+another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
 
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
-backbone first, whose features are batch-normalised. The controller has one layer. Besides x_t and y_(t-1) it sees x_(t-1)
+backbone first, whose features are layer-normalised. The controller has one layer. Besides x_t and y_(t-1) it sees x_(t-1)
 again, and the interface sees these inputs besides the controller's output; read keys and what is written begin as the same
 linear map of an image. This start is to spare the plateau on which MANN was seen without it; see
 `fsl_cli.algos.memory.aligned`. The write gate and the allocation gate begin open, the free gates closed, the read mode at
@@ -47,6 +47,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from fsl_cli.algos.algorithm import BatchNormMode
 from fsl_cli.algos.memory import EMPTY, aligned, content_weights, controller, erase_and_add, oneplus, reads
 from fsl_cli.algos.sequences import Cell, SequenceLearner, State, Training
 
@@ -65,6 +66,7 @@ class DNC(SequenceLearner):
         training: the loss is that of every step of a sequence of all images of an episode (``sequence``), that of the
             queries that follow on the support set (``episode``), or the mean of both (``both``).
         train_queries: query images per class of a training episode; None: as in the tested task.
+        batch_norm: see above.
     """
 
     def __init__(
@@ -79,9 +81,10 @@ class DNC(SequenceLearner):
         read_heads: Annotated[int, Ge(1)] = 2,
         training: Training = "both",
         train_queries: Annotated[int, Ge(1)] | None = 3,
+        batch_norm: BatchNormMode = "inductive",
     ) -> None:
         cell = DNCCell(features, ways, hidden, slots, width, read_heads)
-        super().__init__(backbone, features, cell, ways, training, train_queries)
+        super().__init__(backbone, features, cell, ways, training, train_queries, batch_norm)
 
 
 class DNCCell(Cell):

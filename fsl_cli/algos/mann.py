@@ -18,10 +18,10 @@ writing; with several heads these are here the n rows of w^lu.
 ``training=sequence`` is the paper's: all images of an episode in random order, each to be named before its label is seen.
 ``episode`` is the loss of the queries that follow on the support set; ``both``, the default, the mean of the two.
 
-Batch normalisation: while training by the images of the episode, in tests by the running averages of training; a query
-does not depend on the other queries of its episode.
+Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
+another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
 
-Deviations from the paper: images pass through a backbone first, whose features are batch-normalised, where the paper's
+Deviations from the paper: images pass through a backbone first, whose features are layer-normalised, where the paper's
 controller sees pixels. Besides x_t and y_(t-1) the controller sees x_(t-1) again, and keys are made of these inputs besides
 the controller's output; the first half of the heads begin with keys of x_t and their gate at the rows read last, the others
 with keys of x_(t-1) and y_(t-1), by the same linear map, and their gate at the least used rows. Without that, training
@@ -45,6 +45,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
+from fsl_cli.algos.algorithm import BatchNormMode
 from fsl_cli.algos.memory import EMPTY, aligned, content_weights, controller, oneplus, reads
 from fsl_cli.algos.sequences import Cell, SequenceLearner, State, Training
 from fsl_cli.errors import FslError
@@ -65,6 +66,7 @@ class MANN(SequenceLearner):
         key_strength: whether the controller says how sharply a head focuses, see above.
         training: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
+        batch_norm: see above.
 
     Raises:
         FslError: fewer slots than heads.
@@ -84,11 +86,12 @@ class MANN(SequenceLearner):
         key_strength: bool = True,
         training: Training = "both",
         train_queries: Annotated[int, Ge(1)] | None = 3,
+        batch_norm: BatchNormMode = "inductive",
     ) -> None:
         if slots < heads:
             raise FslError(f"{heads} heads, but {slots} rows of memory", where="algo.slots", hint=f"use at least {heads}")
         cell = MANNCell(features, ways, hidden, slots, width, heads, decay, key_strength)
-        super().__init__(backbone, features, cell, ways, training, train_queries)
+        super().__init__(backbone, features, cell, ways, training, train_queries, batch_norm)
 
 
 class MANNCell(Cell):

@@ -16,15 +16,15 @@ is also an input of the next step. The weights of a head are made from those of 
 
 The memory starts almost empty (1e-6 everywhere) and every head on row 0.
 
-Batch normalisation: while training by the images of the episode, in tests by the running averages of training; a query
-does not depend on the other queries of its episode.
+Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
+another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
 
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
-backbone first, whose features are batch-normalised, where their controller sees pixels. Besides x_t and y_(t-1) the
+backbone first, whose features are layer-normalised, where their controller sees pixels. Besides x_t and y_(t-1) the
 controller sees x_(t-1) again, and the heads see these inputs besides the controller's output; keys and what is added begin
-as the same linear map of an image. This start is to spare
-the plateau on which MANN was seen without it; see `fsl_cli.algos.memory.aligned`.
-The softmax over shifts starts with nine tenths on "stay" for reading and on "one on" for writing.
+as the same linear map of an image. This start is to spare the plateau on which MANN was seen
+without it; see `fsl_cli.algos.memory.aligned`. The softmax over shifts starts with nine tenths on "stay" for reading and on
+"one on" for writing.
 
 Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a
 sequence); ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence. The test also
@@ -41,6 +41,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from fsl_cli.algos.algorithm import BatchNormMode
 from fsl_cli.algos.memory import EMPTY, aligned, content_weights, controller, erase_and_add, oneplus, reads
 from fsl_cli.algos.sequences import Cell, SequenceLearner, State, Training
 
@@ -59,6 +60,7 @@ class NTM(SequenceLearner):
         training: the loss is that of every step of a sequence of all images of an episode (``sequence``), that of the
             queries that follow on the support set (``episode``), or the mean of both (``both``).
         train_queries: query images per class of a training episode; None: as in the tested task.
+        batch_norm: see above.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class NTM(SequenceLearner):
         read_heads: Annotated[int, Ge(1)] = 2,
         training: Training = "both",
         train_queries: Annotated[int, Ge(1)] | None = 3,
+        batch_norm: BatchNormMode = "inductive",
     ) -> None:
         cell = NTMCell(features, ways, hidden, slots, width, read_heads)
-        super().__init__(backbone, features, cell, ways, training, train_queries)
+        super().__init__(backbone, features, cell, ways, training, train_queries, batch_norm)
 
 
 class Head(NamedTuple):

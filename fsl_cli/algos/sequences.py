@@ -12,7 +12,6 @@ another. In a sequence of all images of an episode every image is a query first 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -20,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import Algorithm, Step
-from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
+from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
+from fsl_cli.backbones.batch_norm import Source, statistics_from
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.errors import FslError
 from fsl_cli.metrics import cross_entropy
@@ -71,15 +70,22 @@ class SequenceLearner(Algorithm):
         training: ``sequence``: a loss at every step of all images of an episode in random order; ``episode``: the loss of
             the queries; ``both``: the mean of the two.
         train_queries: query images per class of a training episode; None: as in the tested task.
+        batch_norm: see `Embedding`.
     """
 
-    transductive = False
-
     def __init__(
-        self, backbone: nn.Module, features: int, cell: Cell, ways: int, training: Training, train_queries: int | None
+        self,
+        backbone: nn.Module,
+        features: int,
+        cell: Cell,
+        ways: int,
+        training: Training,
+        train_queries: int | None,
+        batch_norm: BatchNormMode,
     ) -> None:
         super().__init__()
-        self.embedding = embedding(backbone, features)
+        self.embedding = Embedding(backbone, features, batch_norm)
+        self.transductive = batch_norm == "transductive"
         self.cell = cell
         self.ways, self.form, self.train_queries = ways, training, train_queries
 
@@ -92,8 +98,8 @@ class SequenceLearner(Algorithm):
         return too_many_ways(task, self.ways)
 
     def loss(self, episodes: Episodes) -> Step:
-        """Cross-entropy of the queries, of the steps of a sequence, or of both; moves the averages of batch normalisation."""
-        support, query = embedded_one_by_one(self.embedding, episodes)
+        """Cross-entropy of the queries, of the steps of a sequence, or of both."""
+        support, query = self.embedding(episodes)
         losses, metrics = [], {}
         logits, labels = query.features.new_zeros(0), query.labels
         if self.form != "episode":
@@ -111,7 +117,7 @@ class SequenceLearner(Algorithm):
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
         """Query logits ``[T, N*Q, N]``, of at most as many ways as were trained."""
-        support, query = embedded(self.embedding, episodes)
+        support, query = self.embedding(episodes)
         return self.answer(support, query.features, episodes.seeds)[..., : episodes.ways]
 
     def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
@@ -121,7 +127,7 @@ class SequenceLearner(Algorithm):
     @torch.no_grad()
     def curves(self, episodes: Episodes) -> dict[str, Tensor]:
         """Accuracy on the 1st, 2nd, ... image of a class, in a sequence of the first images of each class."""
-        support, query = embedded(self.embedding, episodes)
+        support, query = self.embedding(episodes)
         images = support.followed_by(query)
         points = min(INSTANCES, images.labels.shape[1] // episodes.ways)
         used = (instances(images.labels) <= points).nonzero()[:, 1].view(len(episodes), -1)
@@ -155,24 +161,28 @@ class SequenceLearner(Algorithm):
         return torch.cat([images.features, F.pad(before[:, :-1], (0, 0, 1, 0))], -1)
 
 
-def embedding(backbone: nn.Module, features: int) -> nn.Sequential:
-    """The backbone and batch normalisation of its features, which brings them to the scale of a label."""
-    return nn.Sequential(OrderedDict(backbone=backbone, norm=BatchNorm(features)))
+class Embedding(nn.Module):
+    """A backbone whose features come at the scale of a label, each episode normalised by its own images.
 
+    Training and tests do the same: of the few images of an episode, running averages are a poor picture.
 
-def embedded(backbone: nn.Module, episodes: Episodes) -> tuple[Labelled, Labelled]:
-    """Support and query images through the backbone, normalised by the running averages."""
-    with statistics_from(backbone, "running"):
-        support, query = (backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (episodes.support_x, episodes.query_x))
-    return Labelled(support, episodes.support_y), Labelled(query, episodes.query_y)
+    Args:
+        backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
+        features: D.
+        batch_norm: ``inductive``: by the support images; ``transductive``: by all images of the episode.
+    """
 
+    def __init__(self, backbone: nn.Module, features: int, batch_norm: BatchNormMode) -> None:
+        super().__init__()
+        self.backbone, self.norm = backbone, nn.LayerNorm(features)
+        self.source: Source = "batch" if batch_norm == "transductive" else "first_rows"
 
-def embedded_one_by_one(backbone: nn.Module, episodes: Episodes) -> tuple[Labelled, Labelled]:
-    """Support and query images through the backbone, each episode normalised by its own images."""
-    shots = episodes.support_x.shape[1]
-    with statistics_from(backbone, "tracked_batch"):
-        both = torch.stack([backbone(images) for images in torch.cat([episodes.support_x, episodes.query_x], 1)])
-    return Labelled(both[:, :shots], episodes.support_y), Labelled(both[:, shots:], episodes.query_y)
+    def forward(self, episodes: Episodes) -> tuple[Labelled, Labelled]:
+        """Support and query images of the episodes."""
+        images, shots = torch.cat([episodes.support_x, episodes.query_x], 1), episodes.support_x.shape[1]
+        with statistics_from(self.backbone, self.source, shots):
+            both = self.norm(torch.stack([self.backbone(each) for each in images]))
+        return Labelled(both[:, :shots], episodes.support_y), Labelled(both[:, shots:], episodes.query_y)
 
 
 def one_hot(labels: Tensor, ways: int, dtype: torch.dtype) -> Tensor:

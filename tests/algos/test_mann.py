@@ -86,8 +86,9 @@ def test_a_step_is_the_paper_in_loops(key_strength):
         torch.testing.assert_close(logits[task], expected, **close)
 
 
-def test_predict_is_each_query_at_the_end_of_its_own_sequence():
-    sequences.check_episode_the_slow_way(MANN, **SMALL)
+@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
+def test_predict_is_each_query_at_the_end_of_its_own_sequence(batch_norm):
+    sequences.check_episode_the_slow_way(MANN, batch_norm=batch_norm, **SMALL)
 
 
 @pytest.mark.parametrize("training", ["sequence", "episode", "both"])

@@ -63,13 +63,15 @@ def test_layers_are_those_of_the_paper():
     assert algorithm.output.in_features == 32 + 3 + 32 + 4 * 128 + 128 + 4 * 128 + 256
 
 
-def test_predict_is_each_query_at_the_end_of_its_own_sequence_without_a_label():
-    algorithm, episodes = sequences.with_tiny_net(SNAIL, **SMALL), sequences.seeded(random_episodes())
+@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
+def test_predict_is_each_query_at_the_end_of_its_own_sequence_without_a_label(batch_norm):
+    algorithm = sequences.with_tiny_net(SNAIL, batch_norm=batch_norm, **SMALL)
+    episodes = sequences.seeded(random_episodes())
     logits, orders = algorithm.predict(episodes), permutations(episodes.seeds, 6, "support")
     for task in range(len(episodes)):
-        x = sequences.features(algorithm, episodes.support_x[task])
+        x, queries = sequences.features(algorithm, episodes, task)
         labelled = torch.cat([x, torch.eye(3, dtype=torch.float64)[episodes.support_y[task]]], -1)[orders[task]]
-        for position, query in enumerate(sequences.features(algorithm, episodes.query_x[task])):
+        for position, query in enumerate(queries):
             sequence = torch.cat([labelled, F.pad(query, (0, 3))[None]])
             for layer in algorithm.layers:
                 sequence = slow(layer, sequence)
