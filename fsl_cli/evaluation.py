@@ -176,8 +176,8 @@ def _predict(
     """Query logits and labels of some episodes, and if ``curves`` the accuracies along the curves."""
     if embedded is None:
         batch = sampler.batch(part.start, len(part))
-        along = algorithm.curves(batch) if curves else {}
-        return algorithm.predict(batch), batch.query_y, list(along.values())
+        logits, along = algorithm.predict_along(batch) if curves else (algorithm.predict(batch), {})
+        return logits, batch.query_y, list(along.values())
     shots = sampler.task.shots
     images = sampler.indices(part.start, len(part)).images
     support, query = embedded.of(images[:, :, :shots]), embedded.of(images[:, :, shots:])

@@ -72,9 +72,9 @@ class Algorithm(nn.Module, ABC):
         """What the test reports the accuracy along, besides that of `predict`: the points of each curve, by its name."""
         return {}
 
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracies ``[T, points]`` in 0..1 for each name of `curve_points`; changes nothing. Not asked if ``embeds``."""
-        return {}
+    def predict_along(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """`predict`, and accuracies ``[T, points]`` in 0..1 for each name of `curve_points`. Not asked if ``embeds``."""
+        return self.predict(episodes), {}
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings ``[B, ...]`` of images ``[B, C, H, W]``, each independent of the others; changes nothing."""

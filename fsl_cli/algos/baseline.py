@@ -23,8 +23,9 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from fsl_cli.algos.fitting import GradientDescent
+from fsl_cli.algos.fitting import fitted
 from fsl_cli.algos.pretraining import LinearHead, Pretrained
+from fsl_cli.inner.update_rules import Momentum, Parameters
 
 
 class Baseline(Pretrained):
@@ -56,16 +57,17 @@ class Baseline(Pretrained):
         test_weight_decay: Annotated[float, Ge(0)] = 0.001,
     ) -> None:
         super().__init__(backbone, LinearHead(features, classes), train_ways)
-        self.descent = GradientDescent(test_steps, test_lr, test_momentum, test_dampening, test_weight_decay)
+        self.test_steps, self.test_lr = test_steps, test_lr
+        self.rule = Momentum(test_weight_decay, test_momentum, test_dampening)
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """``W x + b`` after fitting."""
         tasks, _, width = support.shape
-        start = [support.new_zeros(tasks, ways, width), support.new_zeros(tasks, ways)]
-        return linear(self.descent.fit(linear, start, support, support_y), query)
+        start = {"weight": support.new_zeros(tasks, ways, width), "bias": support.new_zeros(tasks, ways)}
+        head = fitted(linear, start, support, support_y, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
+        return linear(head, query)
 
 
-def linear(parameters: list[Tensor], features: Tensor) -> Tensor:
-    """``W x + b``: W ``[T, N, D]``, b ``[T, N]`` and ``[T, B, D]`` to ``[T, B, N]``."""
-    weight, bias = parameters
-    return features @ weight.mT + bias.unsqueeze(1)
+def linear(head: Parameters, features: Tensor) -> Tensor:
+    """``W x + b``: ``weight [T, N, D]``, ``bias [T, N]`` and features ``[T, B, D]`` to ``[T, B, N]``."""
+    return features @ head["weight"].mT + head["bias"].unsqueeze(1)

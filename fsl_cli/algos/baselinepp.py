@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from fsl_cli.algos.fitting import GradientDescent
+from fsl_cli.algos.fitting import fitted
 from fsl_cli.algos.pretraining import CosineHead, Pretrained
+from fsl_cli.inner.update_rules import Momentum, Parameters
 
 
 class BaselinePP(Pretrained):
@@ -62,13 +63,15 @@ class BaselinePP(Pretrained):
     ) -> None:
         super().__init__(backbone, CosineHead(features, classes, train_scale), train_ways)
         self.test_scale = test_scale
-        self.descent = GradientDescent(test_steps, test_lr, test_momentum, test_dampening, test_weight_decay)
+        self.test_steps, self.test_lr = test_steps, test_lr
+        self.rule = Momentum(test_weight_decay, test_momentum, test_dampening)
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """``s cos(w_k, x)`` after fitting."""
-        start = F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, ways, 1)
+        start = {"weight": F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, ways, 1)}
 
-        def logits(parameters: list[Tensor], features: Tensor) -> Tensor:
-            return self.test_scale * F.normalize(features, dim=-1) @ F.normalize(parameters[0], dim=-1).mT
+        def cosine(head: Parameters, features: Tensor) -> Tensor:
+            return self.test_scale * F.normalize(features, dim=-1) @ F.normalize(head["weight"], dim=-1).mT
 
-        return logits(self.descent.fit(logits, [start], support, support_y), query)
+        head = fitted(cosine, start, support, support_y, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
+        return cosine(head, query)

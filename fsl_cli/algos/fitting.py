@@ -3,55 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from fsl_cli.inner.adaptation import adapt, autograd_gradient
+from fsl_cli.inner.update_rules import Parameters, UpdateRule, parameters_in
 from fsl_cli.metrics import cross_entropy
 
-Logits = Callable[[list[Tensor], Tensor], Tensor]
+Logits = Callable[[Parameters, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class GradientDescent:
-    """Full-batch gradient descent on the cross-entropy, as `torch.optim.SGD` does it.
+def fitted(
+    logits: Logits, start: Parameters, features: Tensor, labels: Tensor, *, rule: UpdateRule, lr: float, steps: int
+) -> Parameters:
+    """Full-batch gradient descent on the cross-entropy of each task's own images.
 
-    Attributes:
-        steps: number of steps, >= 0.
-        lr: step size.
-        momentum: in 0..1.
-        dampening: what part of a gradient the momentum leaves out, in 0..1; the first gradient counts whole.
-        weight_decay: factor of the parameters that is added to their gradient.
+    Args:
+        logits: parameters and features to logits ``[T, B, N]``, each task's from its own.
+        start: parameters before the first step, ``[T, ...]`` each.
+        features: ``[T, B, D]``.
+        labels: int64 ``[T, B]``.
+        rule: what a step makes of a gradient.
+        lr: step size, > 0.
+        steps: how many, >= 0.
+
+    Returns:
+        The parameters after the last step; their gradients are constants.
     """
 
-    steps: int
-    lr: float
-    momentum: float
-    dampening: float
-    weight_decay: float
+    def loss(parameters: Parameters) -> Tensor:
+        return cross_entropy(logits(parameters, features.detach()), labels).sum()  # of independent tasks
 
-    def fit(self, logits: Logits, parameters: list[Tensor], features: Tensor, labels: Tensor) -> list[Tensor]:
-        """Fit each task's head to its own images.
+    def gradient(parameters: Parameters, step: int) -> Parameters:
+        return autograd_gradient(loss, parameters, first_order=True)
 
-        Args:
-            logits: parameters and features to logits ``[T, B, N]``, each task's from its own.
-            parameters: where to start, ``[T, ...]`` each.
-            features: ``[T, B, D]``.
-            labels: int64 ``[T, B]``.
-
-        Returns:
-            The parameters after the last step, without a graph.
-        """
-        velocities: list[Tensor] = []
-        for _ in range(self.steps):
-            leaves = [each.detach().requires_grad_() for each in parameters]
-            with torch.enable_grad():
-                loss = cross_entropy(logits(leaves, features.detach()), labels).sum()  # of independent tasks
-            gradients = torch.autograd.grad(loss, leaves)
-            forces = [g + self.weight_decay * p.detach() for g, p in zip(gradients, leaves, strict=True)]
-            if velocities:
-                forces = [self.momentum * v + (1 - self.dampening) * f for v, f in zip(velocities, forces, strict=True)]
-            velocities = forces
-            parameters = [p.detach() - self.lr * v for p, v in zip(leaves, velocities, strict=True)]
-        return parameters
+    sizes = dict.fromkeys(start, lr)
+    return parameters_in(adapt(gradient, rule, rule.begin(start), [sizes], range(steps)))

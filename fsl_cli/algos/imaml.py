@@ -27,14 +27,15 @@ only in products with vectors, and memory does not grow with the inner steps.
 Batch normalisation: ``transductive`` normalises a query by its query batch; ``inductive`` by the support set (MetaBN,
 Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set.
 
-Deviations from the paper: its Omniglot runs have lambda = 2, 16 inner steps and 5 steps of conjugate gradient. The defaults
-here are what learns fastest on a CPU: a smaller lambda, 8 inner steps that do not reach the solution, and since the Hessian
-is not that of a minimum then, a large ``cg_damping``: g lies between the implicit gradient and that of FOMAML, 1 + d times
-shorter, which Adam does not mind. For the problem as it is written: ``algo.regularization=2 algo.inner_steps=16
-algo.cg_steps=5 algo.cg_damping=0``, which takes twice the time per episode and learns more slowly.
-Lambda is a constant (the authors' code can learn it), the inner steps are of first order (it also has Hessian-free ones),
-and schedules are shorter. The head starts at zero, as in MAML here. A task whose matrix is not positive is treated as said
-above, where the paper assumes that it is. Tested with other ways than trained, all rows of the head start at their mean.
+Deviations from the paper: its Omniglot runs have lambda = 2, 16 inner steps (25 with 20 ways) and 5 steps of conjugate
+gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what learns fastest on a CPU: a smaller lambda, 8
+inner steps that do not reach the solution, and since the Hessian is not that of a minimum then, a large ``cg_damping``: g
+lies between the implicit gradient and that of FOMAML, 1 + d times shorter, which Adam does not mind. Every inner step has
+the proximal term, as in the paper; the authors' code takes its steps without it, then one on that term alone, and tests
+without it. Lambda is a constant (their code can learn it), the inner steps are of first order (the paper also has
+Hessian-free ones), and schedules are shorter. The head starts at zero, as in MAML here. A task whose matrix is not positive
+is treated as said above, where the paper assumes that it is. Tested with other ways than trained, all rows of the head start
+at their mean.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``cg_residual`` |b - A g| / |b| of the system
 A g = b that conjugate gradient was given, mean over the tasks: 0 where it is solved; ``inner_gradient`` how far the

@@ -6,16 +6,18 @@
   0.03/K and the last one takes what they lose. From then on only the last step counts (``multi_step_iterations=0``: from
   the start), which is also the faster computation.
 - Batch normalisation of every step (BNRS, BNWB): with ``per_step_batch_norm`` every step has its own scale and shift,
-  meta-learned, not adapted, and every step is normalised by the statistics of its own forward pass. The queries after
-  step i see the scale and shift of the i-th step.
+  meta-learned, not adapted, and its own statistics. The queries after step i see those of the i-th step.
 - Derivative-order annealing (DA): the first ``first_order_iterations`` outer steps ignore second derivatives.
 - Cosine annealing of the outer rate (CA): ``train.schedule=cosine``.
 
-Tested with more steps than trained, further steps use the step size, scale and shift of the last. Batch normalisation:
-``transductive`` normalises a query by its query batch, as in the authors' code; ``inductive`` by the support set.
+Batch normalisation in tests: ``transductive`` normalises the images of a step by themselves and a query by its query
+batch, as the authors' code does, which keeps running averages for every step but never uses them; ``inductive`` normalises
+a query by the support set; ``running``, what the paper describes, normalises everything in a step by the running averages
+of that step. Training normalises by the batch in hand; with ``running`` it takes a second, first-order pass for the
+averages, which follow support and query batches. Tested with more steps than trained, further steps use the step size,
+scale, shift and averages of the last.
 
-Deviations from the paper: running averages of the statistics of every step are not kept; the authors' code keeps them but
-always normalises by the batch in hand. Annealing counts outer steps, not epochs. One model is tested, not the
+Deviations from the paper: annealing counts outer steps, not epochs. One model is tested, not the
 ensemble of the five best of three seeds. The head starts at zero and other ways are served as in `fsl_cli.algos.maml`.
 
 Logged: ``loss``, the weighted sum, and ``last_step_loss`` and ``accuracy``, on the queries after the last step;
@@ -27,22 +29,25 @@ Logged: ``loss``, the weighted sum, and ``last_step_loss`` and ``accuracy``, on 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fsl_cli import metrics
-from fsl_cli.algos.algorithm import BatchNormMode, Step
+from fsl_cli.algos.algorithm import Step
 from fsl_cli.algos.maml import for_ways
+from fsl_cli.algos.per_step_batch_norm import PerStepBatchNorm
 from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.augmentation import Augmentation, with_augmented_support
-from fsl_cli.backbones.batch_norm import BatchNorm
+from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import ENGINES, EngineName
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
 from fsl_cli.inner.step_sizes import Learning, StepSizes
+from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
 from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
 
 _SMALLEST = 0.03  # times 1/K, what multi-step annealing leaves to the earlier steps, as in the authors' code
@@ -63,7 +68,7 @@ class MAMLPlusPlus(StepLearner):
         inner_optimizer: see `fsl_cli.inner.update_rules`.
         inner_weight_decay: times theta, added to the inner gradient.
         multi_step_iterations: outer steps with the multi-step loss.
-        per_step_batch_norm: scale and shift of batch normalisation for every step.
+        per_step_batch_norm: scale, shift and running averages of batch normalisation for every step.
         first_order_iterations: outer steps without second derivatives.
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
@@ -72,7 +77,7 @@ class MAMLPlusPlus(StepLearner):
         checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
 
     Raises:
-        FslError: the engine cannot run this inner loop.
+        FslError: the engine cannot run this inner loop; running averages of every step without ``per_step_batch_norm``.
     """
 
     importance: Tensor
@@ -93,17 +98,21 @@ class MAMLPlusPlus(StepLearner):
         multi_step_iterations: Annotated[int, Ge(0)] = 500,
         per_step_batch_norm: bool = True,
         first_order_iterations: Annotated[int, Ge(0)] = 0,
-        batch_norm: BatchNormMode = "transductive",
+        batch_norm: Literal["transductive", "inductive", "running"] = "transductive",
         train_queries: Annotated[int, Ge(1)] | None = None,
         augment_support: Augmentation = "none",
         augment_copies: Annotated[int, Ge(1)] = 1,
         checkpoint_inner: bool = False,
     ) -> None:
         super().__init__()
+        self.running = batch_norm == "running"
+        if self.running and not per_step_batch_norm:
+            what = "running averages are kept for every step, but algo.per_step_batch_norm=false"
+            raise FslError(what, where="algo.batch_norm", hint="use inductive, or algo.per_step_batch_norm=true")
         self.net = Classifier(backbone, features, ways)
         nn.init.zeros_(self.net.head.weight)
         nn.init.zeros_(self.net.head.bias)
-        self.affine = PerStepAffine(self.net, inner_steps if per_step_batch_norm else 0)
+        self.batch_norms = PerStepBatchNorm(self.net, inner_steps if per_step_batch_norm else 0)
         adapted = {name: theta for name, theta in self.net.named_parameters() if theta.requires_grad}
         self.step_sizes = StepSizes(adapted, inner_lr, inner_lr_learning, inner_steps)
         self.inner_steps = inner_steps
@@ -131,9 +140,12 @@ class MAMLPlusPlus(StepLearner):
         self.importance.copy_(importance_of_steps(self.inner_steps, iteration, self.multi_step_iterations))
 
     def loss(self, episodes: Episodes) -> Step:
-        """Query loss after every step, weighted (eq. 5)."""
+        """Query loss after every step, weighted (eq. 5); with ``running``, moves the running averages of every step."""
+        if self.running:
+            self._track(with_augmented_support(episodes, *self.augmentation))
         steps = range(1, self.inner_steps + 1) if self._multi_step else [self.inner_steps]
-        logits = self.logits_after(episodes, steps)
+        inner = self._inner_loop(episodes.ways, first_order=self._first_order)
+        logits = self._engine.run(inner, with_augmented_support(episodes, *self.augmentation), steps)
         losses = torch.stack([metrics.cross_entropy(each, episodes.query_y).mean() for each in logits])
         logged = {"last_step_loss": losses[-1].detach(), "last_step_importance": self.importance[-1]}
         alpha = self.step_sizes.mean()
@@ -144,45 +156,33 @@ class MAMLPlusPlus(StepLearner):
     def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits after each number of steps."""
         episodes = with_augmented_support(episodes, *self.augmentation)
-        return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
+        if not self.running:
+            return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
+        if not self.batch_norms.has_averages():
+            what = "running is not valid: the run was trained without running averages of every step"
+            raise FslError(what, where="algo.batch_norm", hint="use transductive or inductive, or train with running")
+        with statistics_from(self.net, "running"):
+            return vmap_tasks(self._inner_loop(episodes.ways, averages=True), episodes).logits_after(steps)
 
-    def _inner_loop(self, ways: int) -> InnerLoop:
+    @torch.no_grad()
+    def _track(self, episodes: Episodes) -> None:
+        """One task after the other, so that the averages do not depend on how many are computed at once."""
+        inner = self._inner_loop(episodes.ways, averages=True)
+        with statistics_from(self.net, "tracked_batch"):
+            for task in episodes.split(1):
+                loop_tasks(inner, task).logits_after(range(1, self.inner_steps + 1))
+
+    def _inner_loop(self, ways: int, *, first_order: bool = True, averages: bool = False) -> InnerLoop:
         return InnerLoop(
             self.net.with_ways(ways),
             "all",
             for_ways(self.step_sizes(), self.net, ways),
-            self._first_order,
-            self.transductive,
+            first_order,
+            self.transductive or averages,
             self.checkpoint_inner,
             self.rule,
-            self.affine(),
+            self.batch_norms.weights(averages=averages),
         )
-
-
-class PerStepAffine(nn.Module):
-    """Scale and shift of every batch normalisation of a network, for every step.
-
-    The network's own ones are not learned then.
-
-    Args:
-        net: the network.
-        steps: how many steps have their own; 0: the network keeps its own.
-    """
-
-    def __init__(self, net: nn.Module, steps: int) -> None:
-        super().__init__()
-        norms = {name: layer for name, layer in net.named_modules() if isinstance(layer, BatchNorm) and steps}
-        own = {f"{name}.{each}": theta for name, layer in norms.items() for each, theta in layer.named_parameters()}
-        self._names, self._steps = list(own), steps
-        self.values = nn.ParameterList([theta.detach().repeat(steps, 1) for theta in own.values()])
-        for theta in own.values():
-            theta.requires_grad_(False)
-
-    def forward(self) -> list[dict[str, Tensor]]:
-        """Weights by name for each step."""
-        if not self._names:
-            return [{}]
-        return [{name: value[s] for name, value in zip(self._names, self.values, strict=True)} for s in range(self._steps)]
 
 
 def importance_of_steps(steps: int, iteration: int, annealed_over: int) -> Tensor:

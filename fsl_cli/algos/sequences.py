@@ -125,15 +125,16 @@ class SequenceLearner(Algorithm):
         return {"instance": range(1, min(INSTANCES, task.shots + task.queries) + 1)}
 
     @torch.no_grad()
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracy on the 1st, 2nd, ... image of a class, in a sequence of the first images of each class."""
+    def predict_along(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """`predict`, and the accuracy on the 1st, 2nd, ... image of a class, in a sequence of each class's first images."""
         support, query = self.embedding(episodes)
+        answers = self.answer(support, query.features, episodes.seeds)[..., : episodes.ways]
         images = support.followed_by(query)
         points = min(INSTANCES, images.labels.shape[1] // episodes.ways)
         used = (instances(images.labels) <= points).nonzero()[:, 1].view(len(episodes), -1)
         images = images.ordered(used.gather(1, permutations(episodes.seeds, used.shape[1], "sequence")))
         logits = self.follow(images)[..., : episodes.ways].cpu().double()
-        return {"instance": by_instance(logits, images.labels.cpu(), points)}
+        return answers, {"instance": by_instance(logits, images.labels.cpu(), points)}
 
     def follow(self, images: Labelled) -> Tensor:
         """Logits ``[T, S, ways]`` at every step of a sequence, each before its label is seen."""

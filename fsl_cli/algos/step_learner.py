@@ -42,12 +42,13 @@ class StepLearner(Algorithm):
         return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
 
     @torch.no_grad()
-    def curves(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Accuracy, float64 ``[T, points]``, after each number of steps, if there are several."""
-        if len(self.test_steps) == 1:
-            return {}
-        logits, labels = self.logits_after(episodes, self.test_steps).cpu().double(), episodes.query_y.cpu()
-        return {"inner_steps": torch.stack([metrics.accuracy(each, labels) for each in logits], dim=1)}
+    def predict_along(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
+        """`predict`, and the accuracy, float64 ``[T, points]``, after each number of steps, if there are several."""
+        logits, labels = self.logits_after(episodes, self.test_steps), episodes.query_y.cpu()
+        if len(logits) == 1:
+            return logits[0], {}
+        accuracies = [metrics.accuracy(each, labels) for each in logits.cpu().double()]
+        return logits[-1], {"inner_steps": torch.stack(accuracies, dim=1)}
 
 
 def steps_in_test(test_inner_steps: int | list[int] | None, inner_steps: int) -> list[int]:

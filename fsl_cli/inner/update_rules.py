@@ -65,13 +65,15 @@ class SGD(UpdateRule):
 
 @dataclass(frozen=True)
 class Momentum(UpdateRule):
-    """``v <- mu v + g``, ``theta <- theta - alpha v`` (Sutskever et al. 2013, as in `torch.optim.SGD`).
+    """``v <- mu v + (1 - tau) g``, ``theta <- theta - alpha v`` (Sutskever et al. 2013, as in `torch.optim.SGD`).
 
     Attributes:
         momentum: mu, in 0..1.
+        dampening: tau, in 0..1; the first gradient counts whole.
     """
 
     momentum: float = 0.9
+    dampening: float = 0.0
 
     def begin(self, parameters: Parameters) -> Parameters:
         """A velocity of zero beside each parameter."""
@@ -81,7 +83,7 @@ class Momentum(UpdateRule):
         self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
     ) -> Parameters:
         key = f"{name}{_MARK}velocity"
-        velocity = self.momentum * state[key] + gradient
+        velocity = self.momentum * state[key] + (gradient if step == 0 else (1 - self.dampening) * gradient)
         return {name: descend(theta, velocity, alpha), key: velocity}
 
 

@@ -87,6 +87,8 @@ def test_evaluates_the_same_twice_and_changes_nothing(name):
     before = everything(algorithm)
     one, other = (evaluate(algorithm, sampler, 10, CPU, curves=True) for _ in range(2))
     assert is_same(vars(one), vars(other))
+    without = evaluate(algorithm, sampler, 10, CPU)
+    assert is_same([one.accuracy, one.loss], [without.accuracy, without.loss])
     assert is_same(everything(algorithm), before)
 
 

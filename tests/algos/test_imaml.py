@@ -241,7 +241,7 @@ def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
 
 
 def test_accuracy_is_reported_after_each_number_of_steps(trained):
-    along = trained.curves(TEST.batch(0, 40))["inner_steps"]
+    along = trained.predict_along(TEST.batch(0, 40))[1]["inner_steps"]
     assert trained.curve_points(TASK) == {"inner_steps": [0, 2, 4]}
     assert along.shape == (40, 3)
     assert along[:, 0].mean() < 0.3  # nothing has been said about the labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fsl_cli.algos.mamlpp import MAMLPlusPlus, importance_of_steps
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.errors import FslError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 EPISODES = random_episodes()
@@ -34,7 +36,7 @@ def mamlpp(engine: str = "loop", net=TinyNet, **options) -> MAMLPlusPlus:
     torch.manual_seed(0)
     algorithm = MAMLPlusPlus(net(), 4, EPISODES.ways, engine, **({"inner_steps": 3} | options)).double()
     nn.init.normal_(algorithm.net.head.weight)
-    for value in [*algorithm.step_sizes.values, *algorithm.affine.values]:
+    for value in [*algorithm.step_sizes.values, *algorithm.batch_norms.parameters()]:
         nn.init.uniform_(value, 0.2, 0.6)
     return algorithm
 
@@ -50,8 +52,9 @@ def slow_losses(algorithm: MAMLPlusPlus, task: int) -> list[torch.Tensor]:
     adapted = {name: p for name, p in net.named_parameters() if p.requires_grad}
     losses = []
     for step in range(algorithm.inner_steps):
-        if algorithm.affine.values:
-            net.body.norm.weight.data, net.body.norm.bias.data = (value[step] for value in algorithm.affine.values)
+        if len(algorithm.batch_norms.steps):
+            own = algorithm.batch_norms.steps[step][0]
+            net.body.norm.weight.data, net.body.norm.bias.data = own.weight.data, own.bias.data
         net.zero_grad()
         cross_entropy(net(EPISODES.support_x[task]), EPISODES.support_y[task]).backward()
         with torch.no_grad():
@@ -143,13 +146,65 @@ def test_derivative_order_is_annealed():
 def test_batch_normalisation_of_a_step_is_learned_and_not_adapted():
     algorithm = learner(inner_steps=2)
     assert not any("norm" in name for name in algorithm.step_sizes._names)
-    before = [value.clone() for value in algorithm.affine.values]
+    before = [value.clone() for value in algorithm.batch_norms.parameters()]
     own = {name: value.clone() for name, value in algorithm.net.named_parameters() if not value.requires_grad}
-    assert len(own) == len(before) == 2
+    assert len(own) == 2
+    assert len(before) == 2 * 2
     train(algorithm, TRAIN, iterations=3)
-    for value, old in zip(algorithm.affine.values, before, strict=True):
-        assert (value != old).any(1).all()  # in every step
+    for value, old in zip(algorithm.batch_norms.parameters(), before, strict=True):
+        assert (value != old).any()
     assert all(torch.equal(value, own[name]) for name, value in algorithm.net.named_parameters() if name in own)
+
+
+def slow_averages(algorithm: MAMLPlusPlus, episodes: Episodes) -> list[nn.BatchNorm2d]:
+    """For each step torch's layer after the support and query batches of that step, one task after the other."""
+    norms = [nn.BatchNorm2d(4).double() for _ in range(algorithm.inner_steps)]
+    for norm, own in zip(norms, algorithm.batch_norms.steps, strict=True):
+        norm.weight.data, norm.bias.data = own[0].weight.data.clone(), own[0].bias.data.clone()
+    for task in range(len(episodes)):
+        slow_pass(algorithm, norms, episodes, task)
+    return norms
+
+
+def slow_pass(algorithm: MAMLPlusPlus, norms: list[nn.BatchNorm2d], episodes: Episodes, task: int) -> torch.Tensor:
+    """Query logits of a task after all steps, each with its own layer of torch."""
+    net, logits = copy.deepcopy(algorithm.net), torch.zeros(0)
+    adapted = [p for p in net.parameters() if p.requires_grad]
+    for step, norm in enumerate(norms):
+        net.body.norm = norm
+        gradients = torch.autograd.grad(cross_entropy(net(episodes.support_x[task]), episodes.support_y[task]), adapted)
+        with torch.no_grad():
+            for parameter, gradient, alpha in zip(adapted, gradients, algorithm.step_sizes.values, strict=True):
+                parameter -= alpha[step] * gradient
+            logits = net(episodes.query_x[task])
+    return logits
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_running_averages_of_every_step_are_those_of_a_layer_of_torch_for_each_step(size):
+    algorithm = mamlpp(batch_norm="running")
+    norms = slow_averages(algorithm, EPISODES)
+    for part in EPISODES.split(size):
+        algorithm.loss(part)
+    for own, norm in zip(algorithm.batch_norms.steps, norms, strict=True):
+        torch.testing.assert_close(own[0].running_mean, norm.running_mean, **EXACT)
+        torch.testing.assert_close(own[0].running_var, norm.running_var, **EXACT)
+    assert not torch.allclose(norms[0].running_var, norms[1].running_var)
+    with torch.no_grad():
+        found = algorithm.predict(EPISODES)
+        one = algorithm.predict(replace(EPISODES, query_x=EPISODES.query_x[:, :1], query_y=EPISODES.query_y[:, :1]))
+    for task in range(len(EPISODES)):
+        expected = slow_pass(algorithm, [norm.eval() for norm in norms], EPISODES, task)
+        torch.testing.assert_close(found[task], expected, **EXACT)
+    torch.testing.assert_close(one, found[:, :1], **EXACT)
+    assert not algorithm.transductive
+
+
+def test_running_averages_need_training_with_them_and_batch_normalisation_of_every_step():
+    with pytest.raises(FslError, match="trained without running averages"):
+        mamlpp(batch_norm="running").predict(EPISODES)
+    with pytest.raises(FslError, match="per_step_batch_norm=false"):
+        mamlpp(batch_norm="running", per_step_batch_norm=False)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +222,8 @@ def test_learns_and_serves_other_ways_and_shots(trained):
 
 
 @pytest.mark.parametrize(
-    "options", [{"per_step_batch_norm": False}, {"multi_step_iterations": 0}, {"inner_lr_learning": "none"}]
+    "options",
+    [{"per_step_batch_norm": False}, {"multi_step_iterations": 0}, {"inner_lr_learning": "none"}],
 )
 def test_learns_with_a_switch_off(options):
     algorithm = learner(**({"inner_steps": 2, "multi_step_iterations": 60, "inner_lr": 0.3} | options))

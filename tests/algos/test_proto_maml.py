@@ -228,7 +228,7 @@ def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
 def test_accuracy_is_reported_after_each_number_of_steps(trained):
     episodes = TEST.batch(0, 20)
     assert trained.curve_points(TASK) == {"inner_steps": [0, 1, 3]}
-    along = trained.curves(episodes)["inner_steps"]
+    along = trained.predict_along(episodes)[1]["inner_steps"]
     assert along.shape == (20, 3)
     last = (trained.predict(episodes).argmax(-1) == episodes.query_y).double().mean(-1)
     assert torch.equal(along[:, 2], last)

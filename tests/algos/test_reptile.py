@@ -190,7 +190,7 @@ def test_prediction_is_the_network_that_torch_trains(ways):
         logits = torch.stack([net(x) for net, x in zip(nets, episodes.query_x, strict=True)]).detach()
         curve.append((logits.argmax(-1) == episodes.query_y).double().mean(1))
     torch.testing.assert_close(algorithm.predict(episodes), logits, **EXACT)
-    torch.testing.assert_close(algorithm.curves(episodes)["inner_steps"], torch.stack(curve, dim=1), **EXACT)
+    torch.testing.assert_close(algorithm.predict_along(episodes)[1]["inner_steps"], torch.stack(curve, dim=1), **EXACT)
     assert algorithm.curve_points(TASK) == {"inner_steps": [0, 2, 6]}
     assert is_same(everything(algorithm), before)
 
