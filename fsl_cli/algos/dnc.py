@@ -36,6 +36,10 @@ Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``traini
 sequence); ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence. The test also
 reports the accuracy on the 1st, 2nd, ... 10th image of a class.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,573 iterations): 94.23 ± 0.38 % (inductive; 95% t
+interval over 1,000 test episodes). On the 1st, 2nd, 3rd, 4th, 5th and 10th image of a class: 40.4, 93.8, 96.2, 97.3, 97.4,
+97.8 %. ``scripts/leaderboard.sh --jobs 2 methods=dnc``
+
     fsl train algo=dnc dataset=omniglot
 """
 

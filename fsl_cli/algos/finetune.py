@@ -15,6 +15,9 @@ Choices: the new head starts at zero; every step uses the whole support set; one
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (8,037 iterations): 95.75 ± 0.28 % (transductive; 95%
+t interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=finetune``
+
     fsl train algo=finetune dataset=omniglot
 """
 

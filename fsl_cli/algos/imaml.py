@@ -42,6 +42,9 @@ A g = b that conjugate gradient was given, mean over the tasks: 0 where it is so
 inner steps are from the solution: the norm of the gradient of the inner problem at phi, divided by that of its part
 lambda (phi - theta), mean over the tasks: 0 where it is solved.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (3,003 iterations): 89.94 ± 0.50 % (transductive; 95%
+t interval over 1,000 test episodes). The paper: 99.16 ± 0.35 %. ``scripts/leaderboard.sh --jobs 2 methods=imaml``
+
     fsl train algo=imaml dataset=omniglot
 """
 

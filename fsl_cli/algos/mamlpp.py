@@ -23,6 +23,10 @@ ensemble of the five best of three seeds. The head starts at zero and other ways
 Logged: ``loss``, the weighted sum, and ``last_step_loss`` and ``accuracy``, on the queries after the last step;
 ``inner_lr`` mean of the step sizes when learned; ``last_step_importance``, v_K.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,130 iterations): 91.78 ± 0.46 % (transductive; 95%
+t interval over 1,000 test episodes). The paper, five models together: 99.47 %. ``scripts/leaderboard.sh --jobs 2
+methods=mamlpp``
+
     fsl train algo=mamlpp dataset=omniglot
 """
 

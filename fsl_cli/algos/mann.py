@@ -34,6 +34,10 @@ sequence); ``accuracy_first``, ``accuracy_second`` on the first and second image
 reports the accuracy on the 1st, 2nd, ... 10th image of a class (table 1 of the paper), where the first can be guessed
 better than 1/N, since labels that were seen before can be excluded.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,591 iterations): 93.03 ± 0.40 % (inductive; 95% t
+interval over 1,000 test episodes). On the 1st, 2nd, 3rd, 4th, 5th and 10th image of a class: 39.3, 93.3, 96.2, 96.4, 96.0,
+94.8 %. The paper: 36.4, 82.8, 91.0, 92.6, 94.9, 98.1 %. ``scripts/leaderboard.sh --jobs 2 methods=mann``
+
     fsl train algo=mann dataset=omniglot
 """
 

@@ -22,6 +22,9 @@ and schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``scale`` gamma.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (2,641 iterations): 96.71 ± 0.29 % (inductive; 95% t
+interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=metaoptnet``
+
     fsl train algo=metaoptnet dataset=omniglot
 """
 

@@ -14,6 +14,9 @@ Deviations from the paper: schedules are shorter unless an experiment file pins 
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (3,205 iterations): 97.62 ± 0.24 % (inductive; 95% t
+interval over 1,000 test episodes). The paper: 98.8 %. ``scripts/leaderboard.sh --jobs 2 methods=protonet``
+
     fsl train algo=protonet dataset=omniglot
 """
 

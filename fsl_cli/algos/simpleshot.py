@@ -15,6 +15,9 @@ loss says little about ``l2n`` and ``cl2n``, whose distances are at most 4. Sche
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (8,118 iterations): 95.09 ± 0.34 % (inductive; 95% t
+interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=simpleshot``
+
     fsl train algo=simpleshot dataset=omniglot
 """
 

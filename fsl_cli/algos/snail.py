@@ -23,6 +23,9 @@ dilations 2, 4, 8, ..., with which no position would see the one before; here th
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,774 iterations): 92.93 ± 0.42 % (inductive; 95% t
+interval over 1,000 test episodes). The paper: 99.07 ± 0.16 %. ``scripts/leaderboard.sh --jobs 2 methods=snail``
+
     fsl train algo=snail dataset=omniglot
 """
 
