@@ -109,11 +109,12 @@ def seeded(episodes: Episodes) -> Episodes:
     return replace(episodes, seeds=torch.arange(len(episodes)) + 5)
 
 
-def features(algorithm: Algorithm, episodes: Episodes, task: int) -> tuple[torch.Tensor, torch.Tensor]:
+def features(algorithm: Algorithm, episodes: Episodes, task: int, batch_norm: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of the support and query images of an episode, normalised by hand, one image after the other."""
     net, last = algorithm.embedding.backbone, algorithm.embedding.norm
     support, query = ([net.conv(image[None])[0] for image in images[task]] for images in (episodes.support_x, episodes.query_x))
-    seen = torch.stack(support + query if algorithm.transductive else support)
+    seen = torch.stack(support + query if batch_norm == "transductive" else support)
+    assert algorithm.transductive is (batch_norm == "transductive")
     mean, std = (seen.mean((0, 2, 3)), (seen.var((0, 2, 3), correction=0) + net.norm.eps).sqrt())
 
     def feature(maps: torch.Tensor) -> torch.Tensor:
@@ -124,13 +125,13 @@ def features(algorithm: Algorithm, episodes: Episodes, task: int) -> tuple[torch
     return torch.stack(list(map(feature, support))).detach(), torch.stack(list(map(feature, query))).detach()
 
 
-def check_episode_the_slow_way(make: type[SequenceLearner], **options: Any) -> None:
+def check_episode_the_slow_way(make: type[SequenceLearner], batch_norm: str, **options: Any) -> None:
     """Every query by itself at the end of its own sequence, from the start, one image after the other."""
-    algorithm, episodes = with_tiny_net(make, **options), seeded(random_episodes())
+    algorithm, episodes = with_tiny_net(make, batch_norm=batch_norm, **options), seeded(random_episodes())
     logits = algorithm.predict(episodes)
     orders = permutations(episodes.seeds, 6, "support")
     for task in range(len(episodes)):
-        (x, queries), y = features(algorithm, episodes, task), episodes.support_y[task]
+        (x, queries), y = features(algorithm, episodes, task, batch_norm), episodes.support_y[task]
         for position, query in enumerate(queries):
             state = algorithm.cell.start(1)
             image, label = torch.zeros(4, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fsl_cli import cli, processes, training
 from fsl_cli.algos.algorithm import Algorithm, Step
 from fsl_cli.algos.maml import MAML
+from fsl_cli.algos.mamlpp import MAMLPlusPlus
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.errors import FslError, Problems
@@ -75,6 +76,10 @@ def protonet() -> Algorithm:
 
 def meta_sgd() -> Algorithm:
     return MAML(TinyNet(), 4, TASK.ways, inner_lr=0.3, inner_lr_learning="per_parameter")
+
+
+def mamlpp() -> Algorithm:
+    return MAMLPlusPlus(TinyNet(), 4, TASK.ways, inner_steps=2, batch_norm="running")
 
 
 def noisy() -> Algorithm:
@@ -156,7 +161,7 @@ def an_error_of_one_is_an_error_of_both(folder: Path) -> None:
 
 @check
 def training_is_that_of_one_process(folder: Path) -> None:
-    for make in (protonet, meta_sgd):
+    for make in (protonet, meta_sgd, mamlpp):
         for meta_batch in (1, 3, 4):
             done, alone = (new_training(make, used, meta_batch=meta_batch) for used in (processes.current(), ALONE))
             if processes.current().rank == 1 and meta_batch == 3:  # different first weights would not stay

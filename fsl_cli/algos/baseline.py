@@ -8,8 +8,9 @@ Batch normalisation: while training by the mini-batch, in tests by the running a
 
 Deviations: the classifier starts at zero and each of the ``test_steps`` steps uses the whole support set; theirs starts at
 random and goes through mini-batches of 4 images for 100 epochs (200 steps with five support images). So a test draws no
-random numbers. Mini-batches of training hold two images of each of ``train_ways`` classes; theirs are 16 images drawn
-from all of them. Images are not augmented. Schedules are shorter.
+random numbers. Mini-batches of training hold two images of each of ``train_ways`` classes; theirs are 16 images drawn from
+all of them. Pre-training uses SGD with Nesterov momentum and a cosine rate, theirs Adam. Images are not augmented.
+Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

@@ -30,11 +30,12 @@ backbone first, whose features are layer-normalised. The controller has one laye
 again, and the interface sees these inputs besides the controller's output; read keys and what is written begin as the same
 linear map of an image. This start is to spare the plateau on which MANN was seen without it; see
 `fsl_cli.algos.memory.aligned`. The write gate and the allocation gate begin open, the free gates closed, the read mode at
-content. The memory has 32 rows, as every row costs a row and a column of links.
+content, the read strengths at about 9, erasing near 0. The memory has 32 rows, as every row costs a row and a column of
+links.
 
-Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a
-sequence); ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence. The test also
-reports the accuracy on the 1st, 2nd, ... 10th image of a class.
+Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a sequence);
+``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence (not with
+``training=episode``). The test also reports the accuracy on the 1st, 2nd, ... 10th image of a class.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,573 iterations): 94.23 ± 0.38 % (inductive; 95% t
 interval over 1,000 test episodes). On the 1st, 2nd, 3rd, 4th, 5th and 10th image of a class: 40.4, 93.8, 96.2, 97.3, 97.4,

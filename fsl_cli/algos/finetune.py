@@ -1,11 +1,11 @@
 """Fine-tuning: pre-train, then fine-tune all weights on the support set of each task.
 
-The plain transfer-learning baseline (for example Chen et al. 2019, "A closer look at few-shot classification", and
-Triantafillou et al. 2020, "Meta-Dataset", section 3). The network is trained to tell all classes of the training split apart,
-with a linear head and cross-entropy (`fsl_cli.algos.pretraining`). In a test a new linear head is put on the network, and
-the network and the head take ``test_inner_steps`` steps of size ``inner_lr`` on the support set of the task, through the
-inner loop of MAML, with its options: another optimiser, weight decay, an augmented support set, and a list of step counts for
-an accuracy after each.
+The plain transfer-learning baseline (for example Triantafillou et al. 2020, "Meta-Dataset", section 3, and Dhillon et al.
+2020, "A baseline for few-shot image classification"; Chen et al. 2019 freeze the network, see `fsl_cli.algos.baseline`).
+The network is trained to tell all classes of the training split apart, with a linear head and cross-entropy
+(`fsl_cli.algos.pretraining`). In a test a new linear head is put on the network, and the network and the head take
+``test_inner_steps`` steps of size ``inner_lr`` on the support set of the task, through the inner loop of MAML, with its
+options: another optimiser, weight decay, an augmented support set, and a list of step counts for an accuracy after each.
 
 Batch normalisation: while training by the mini-batch. While fine-tuning by the support set, and then ``transductive``
 normalises a query by its query batch, ``inductive`` by the support set, as in `fsl_cli.algos.maml`. The running averages of
@@ -49,7 +49,7 @@ class FineTune(StepLearner, Pretrained):
         classes: of the training split.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
         train_ways: classes of a training mini-batch, two images each.
-        test_inner_steps: steps on the support set, the last one of a list.
+        test_inner_steps: steps on the support set, the largest of a list.
         inner_lr: their step size.
         inner_optimizer: see `fsl_cli.inner.update_rules`.
         inner_weight_decay: times theta, added to the gradient.

@@ -22,7 +22,7 @@ only in products with vectors, and memory does not grow with the inner steps.
 - ``regularization`` is lambda. Large: phi stays near theta, g near the gradient of FOMAML. Small: the support set says
   more, and the problem is harder to solve. One step of MAML with alpha = 1 / lambda moves about as far as phi*.
 - ``test_inner_steps`` may be a list, like ``[1,4,16]``: then the report has the accuracy after each number of steps, and
-  the last one gives the result.
+  the largest one gives the result.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch; ``inductive`` by the support set (MetaBN,
 Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set.
@@ -32,10 +32,10 @@ gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what 
 inner steps that do not reach the solution, and since the Hessian is not that of a minimum then, a large ``cg_damping``: g
 lies between the implicit gradient and that of FOMAML, 1 + d times shorter, which Adam does not mind. Every inner step has
 the proximal term, as in the paper; the authors' code takes its steps without it, then one on that term alone, and tests
-without it. Lambda is a constant (their code can learn it), the inner steps are of first order (the paper also has
-Hessian-free ones), and schedules are shorter. The head starts at zero, as in MAML here. A task whose matrix is not positive
-is treated as said above, where the paper assumes that it is. Tested with other ways than trained, all rows of the head start
-at their mean.
+without it; in the system it adds 10 to lambda. Lambda is a constant (their code can learn it), the inner steps are of first
+order (the paper also has Hessian-free ones), and schedules are shorter. The head starts at zero, as in MAML here. A task
+whose matrix is not positive is treated as said above, where the paper assumes that it is. Tested with other ways than
+trained, all rows of the head start at their mean.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``cg_residual`` |b - A g| / |b| of the system
 A g = b that conjugate gradient was given, mean over the tasks: 0 where it is solved; ``inner_gradient`` how far the
@@ -79,7 +79,7 @@ class IMAML(StepLearner):
         engine: how tasks are run, see `fsl_cli.inner.engines`.
         regularization: lambda.
         inner_steps: steps on the inner problem while training.
-        test_inner_steps: ... in `predict`, the last one of a list; None: as while training.
+        test_inner_steps: ... in `predict`, the largest of a list; None: as while training.
         inner_lr: their step size.
         inner_optimizer: see `fsl_cli.inner.update_rules`.
         inner_weight_decay: w, see above.

@@ -18,10 +18,11 @@ Batch normalisation: while training by the images of the episode; in tests ``ind
 averages of training, ``transductive`` by the images of the episode.
 
 Deviations from the paper: labelled support sets only, so there is one sigma and no cluster of unlabelled images; training
-episodes have ``train_ways`` classes; sigma starts at 0.5 where the authors' code has 5; schedules are shorter. As in that
-code, with which Algorithm 1 was compared, the assignments z and the threshold are constants to the gradient, rho is the mean
-over the dimensions of the unbiased variance, and there is one pass over the support set; but it drops clusters whose shares
-sum to less than 0.001, which are kept here.
+episodes have ``train_ways`` classes; sigma starts at 0.5 where the authors' code has 5; schedules are shorter; the network
+is the configured backbone, by default with strides where theirs max-pools. As in that code, with which Algorithm 1 was
+compared, the assignments z and the threshold are constants to the gradient, rho is the mean over the dimensions of the
+unbiased variance, and there is one pass over the support set; but it drops clusters whose shares sum to less than 0.001,
+which are kept here.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``sigma``;
 ``threshold``, lambda; ``clusters``, prototypes per class.

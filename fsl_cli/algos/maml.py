@@ -1,22 +1,22 @@
 """MAML: model-agnostic meta-learning (Finn, Abbeel & Levine 2017), and its configurations FOMAML, ANIL, BOIL and Meta-SGD.
 
-For each task, K gradient steps on the support loss from the meta-learned initialisation theta (eq. 1):
+For each task, K gradient steps on the support loss from the meta-learned initialisation theta (section 2.2):
 
     theta' = theta - alpha * grad L_support(theta)
 
-and the outer loss is L_query(theta') averaged over tasks, differentiated through the steps (eq. 4).
+and the outer loss is L_query(theta') averaged over tasks, differentiated through the steps (eq. 1).
 
 - FOMAML (``algo=fomaml``, section 5.2): the inner gradient is treated as a constant.
 - ANIL (``algo=anil``, Raghu et al. 2020): the inner loop moves the head alone.
 - BOIL (``algo=boil``, Oh et al. 2021): it moves the body alone; the head stays as meta-learned, so that the
   representation itself must change. Its head cannot serve other ways than it was trained for.
-- Meta-SGD (``algo=metasgd``, Li et al. 2017, eq. 1): theta' = theta - alpha o grad L_support(theta) in one step, where
+- Meta-SGD (``algo=metasgd``, Li et al. 2017, eq. 2): theta' = theta - alpha o grad L_support(theta) in one step, where
   alpha has a learned number, its sign included, for every weight.
 
 Options of the inner loop: ``inner_optimizer`` and ``inner_weight_decay`` say what a step makes of the gradient;
 ``augment_support`` adds changed copies of the support images; ``inner_lr_learning`` learns the step sizes;
 ``test_inner_steps`` may be a list, like ``[0,1,3,5,10]``: then the report has the accuracy after each number of steps,
-and the last one gives the result.
+and the largest gives the result.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in the authors' code; ``inductive`` by the
 support set (MetaBN, Bronskill et al. 2020). Tested with other ways than trained, all rows of the head start at their mean.
@@ -60,7 +60,7 @@ class MAML(StepLearner):
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
         inner_steps: K while training.
-        test_inner_steps: K in `predict`, the last one of a list; None: as while training.
+        test_inner_steps: K in `predict`, the largest of a list; None: as while training.
         inner_lr: alpha, or where learned step sizes start.
         inner_lr_learning: see `StepSizes`.
         inner_optimizer: see `fsl_cli.inner.update_rules`.
@@ -131,7 +131,7 @@ class MAML(StepLearner):
         return [FslError(what, where="task.ways", hint=f"use {trained}")]
 
     def loss(self, episodes: Episodes) -> Step:
-        """Query loss after adaptation (eq. 4)."""
+        """Query loss after adaptation (the loss in eq. 1)."""
         logits = self.logits_after(episodes, [self.inner_steps])[-1]
         alpha = self.step_sizes.mean()
         logged = {} if alpha is None else {"inner_lr": alpha}

@@ -27,12 +27,13 @@ the controller's output; the first half of the heads begin with keys of x_t and 
 with keys of x_(t-1) and y_(t-1), by the same linear map, and their gate at the least used rows. Without that, training
 stayed for the few hundred iterations that were tried on the plateau where only labels not seen yet are guessed: see
 `fsl_cli.algos.memory.aligned`. ``key_strength=true`` adds a factor beta >= 1 as in Graves et al. 2014, which the paper does
-not have: beta = 1 (``false``) cannot focus on one row of 128. Adam where the paper has RMSProp; shorter sequences in training.
+not have: beta = 1 (``false``) cannot focus on one row of 128. Keys pass tanh, beta starts at about 9. Adam where the paper
+has RMSProp; shorter sequences in training.
 
-Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a
-sequence); ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence. The test also
-reports the accuracy on the 1st, 2nd, ... 10th image of a class (table 1 of the paper), where the first can be guessed
-better than 1/N, since labels that were seen before can be excluded.
+Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a sequence);
+``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence (not with
+``training=episode``). The test also reports the accuracy on the 1st, 2nd, ... 10th image of a class (table 1 of the paper),
+where the first can be guessed better than 1/N, since labels that were seen before can be excluded.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,591 iterations): 93.03 ± 0.40 % (inductive; 95% t
 interval over 1,000 test episodes). On the 1st, 2nd, 3rd, 4th, 5th and 10th image of a class: 39.3, 93.3, 96.2, 96.4, 96.0,

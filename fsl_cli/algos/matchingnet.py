@@ -18,10 +18,11 @@ Batch normalisation: while training by the images of the episode; in tests ``ind
 averages of training, ``transductive`` by the images of the episode.
 
 Deviations from the paper: the cosine is multiplied by a ``scale`` s, learned from its first value on unless
-``learn_scale=false``. The paper has none (s = 1), with which a softmax of numbers in -1..1 is nearly uniform: no query
-can be given more than e / (e + (N-1) / e) of its class, and training is slow. Training episodes have ``train_ways``
-classes, more than are tested, as in ProtoNet; schedules are shorter. The paper does not say where h and r of the
-attention start: here h_0 = c_0 = 0, so r_0 is the mean of the support set. No fine-tuning on the test task.
+``learn_scale=false``. The paper has none (s = 1), with which a softmax of numbers in -1..1 is nearly uniform: no query can
+be given more than e / (e + (N-1) / e) of its class, and training is slow. Training episodes have ``train_ways`` classes,
+more than are tested, as in ProtoNet; schedules are shorter. The paper does not say where h and r of the attention start:
+here h_0 = c_0 = 0, so r_0 is the mean of the support set. No fine-tuning on the test task. The network is the configured
+backbone, by default with strides where theirs max-pools.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``scale``, s.
 

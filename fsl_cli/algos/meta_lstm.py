@@ -20,7 +20,7 @@ as constants (section 3.3.1). Gates start from small random W; b_I is such that 
 f_t starts at ``forget``: near plain gradient descent.
 
 Options: ``inner_steps`` is T; ``test_inner_steps`` may be a list, then the report has the accuracy after each number of
-steps, and the last one gives the result. ``augment_support`` adds changed copies of the support images.
+steps, and the largest gives the result. ``augment_support`` adds changed copies of the support images.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in MAML; ``inductive`` by the support set
 (MetaBN, Bronskill et al. 2020), which is what the authors do in tests, with averages over the steps. Tested with other ways
@@ -124,7 +124,7 @@ class MetaLSTM(StepLearner):
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`; all but learn2learn.
         inner_steps: T while training.
-        test_inner_steps: T in `predict`, the last one of a list; None: as while training.
+        test_inner_steps: T in `predict`, the largest of a list; None: as while training.
         hidden_size: width of the first LSTM; 0: none.
         inner_lr: where the input gate starts.
         forget: where the forget gate starts.

@@ -22,13 +22,14 @@ another; ``transductive`` by all its images. A whole sequence is normalised by t
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
 backbone first, whose features are layer-normalised, where their controller sees pixels. Besides x_t and y_(t-1) the
 controller sees x_(t-1) again, and the heads see these inputs besides the controller's output; keys and what is added begin
-as the same linear map of an image. This start is to spare the plateau on which MANN was seen
-without it; see `fsl_cli.algos.memory.aligned`. The softmax over shifts starts with nine tenths on "stay" for reading and on
-"one on" for writing.
+as the same linear map of an image. This start is to spare the plateau on which MANN was seen without it; see
+`fsl_cli.algos.memory.aligned`. Keys and what is added pass tanh, beta is at least 1 (the paper: positive). Reading starts
+with a beta of about 9 and by content, writing by location, and little is erased. The softmax over shifts starts with nine
+tenths on "stay" for reading and on "one on" for writing.
 
-Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a
-sequence); ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence. The test also
-reports the accuracy on the 1st, 2nd, ... 10th image of a class.
+Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a sequence);
+``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence (not with
+``training=episode``). The test also reports the accuracy on the 1st, 2nd, ... 10th image of a class.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,445 iterations): 93.27 ± 0.39 % (inductive; 95% t
 interval over 1,000 test episodes). On the 1st, 2nd, 3rd, 4th, 5th and 10th image of a class: 40.2, 92.4, 94.9, 95.8, 96.2,

@@ -56,7 +56,7 @@ class ProtoMAML(MAML):
         ways: classes of a training episode.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
         inner_steps: K while training.
-        test_inner_steps: K in `predict`, the last one of a list; None: as while training.
+        test_inner_steps: K in `predict`, the largest of a list; None: as while training.
         inner_lr: alpha, or where learned step sizes start.
         inner_lr_learning: see `StepSizes`.
         inner_optimizer: see `fsl_cli.inner.update_rules`.

@@ -14,11 +14,14 @@ normalises by the running averages of training (``model.eval()`` there), ``trans
 
 Deviations: the offset beta of eq. 6 is left out, because one number added to all logits cancels in the softmax. Their code
 divides X and Y by sqrt(N*K), that is, its lambda counts N*K times, adds a constant feature, draws the shots of a training
-episode from 1..10, and trains its Omniglot network with 60 ways and a fixed lambda of 50. The network is the configured
+episode from 1..9, and trains its Omniglot network with 60 ways and a fixed lambda of 50. The network is the configured
 backbone; theirs joins the outputs of its last two blocks. Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``lambda`` and
 ``alpha`` as learned.
+
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (2,616 iterations): 96.95 ± 0.27 % (inductive; 95% t
+interval over 1,000 test episodes). The paper, from memory: 98.9 %. ``scripts/leaderboard.sh --jobs 2 methods=r2d2``
 
     fsl train algo=r2d2 dataset=omniglot
 """

@@ -13,7 +13,7 @@ has beta1 = 0, and the steps of a task, ``inner_steps`` in training and ``test_i
 (``inner_batch``, ``test_inner_batch``) that are drawn without replacement, epoch by epoch. Training on whole support sets
 teaches next to nothing: what the paper's analysis finds in the update is that the gradients of different mini-batches
 come to agree. ``test_inner_steps`` may be a list, like ``[0,5,50]``: then the report has the accuracy after each number of
-steps, and the last one gives the result. ``augment_support`` adds changed copies of the support images.
+steps, and the largest gives the result. ``augment_support`` adds changed copies of the support images.
 
 ``symmetric_head`` averages the update over all orders in which a task's classes could have been labelled. While the rows of
 the head are equal, which they are at the start, that leaves theta' of the body as it is and gives every row of the head the
@@ -33,6 +33,10 @@ per class, here ``task.queries``. Batch normalisation has epsilon 1e-5 (TensorFl
 
 Logged: ``loss`` and ``accuracy`` on ``train_queries`` queries after adaptation, which are not used for the update;
 ``distance``: the mean over tasks of the Euclidean distance between theta' and theta.
+
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (4,186 iterations): 92.45 ± 0.40 % (transductive; 95%
+t interval over 1,000 test episodes). The paper, by 100,000 iterations: 97.68 % with transduction. ``scripts/leaderboard.sh
+--jobs 2 methods=reptile``
 
     fsl train algo=reptile dataset=omniglot
 """
@@ -67,7 +71,7 @@ class Reptile(StepLearner):
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`; all but learn2learn.
         inner_steps: k while training.
-        test_inner_steps: k in `predict`, the last one of a list; None: as while training.
+        test_inner_steps: k in `predict`, the largest of a list; None: as while training.
         inner_batch: images of a step while training; None: the whole support set.
         test_inner_batch: images of a step in `predict`; None: the whole support set.
         inner_lr: step size of the inner optimizer.

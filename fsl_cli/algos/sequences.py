@@ -5,8 +5,9 @@ has to bind an image to the label that arrives a step later, and find both again
 along. To bind them it sees the image before again, with its label: (x_t, x_(t-1), y_(t-1)), which the papers do not have.
 
 In an episode the sequence is the support set in random order, then one query, which comes with the label of the last
-support image. The state after the support set is computed once, and every query goes on from a copy of it: no query sees
-another. In a sequence of all images of an episode every image is a query first and support afterwards.
+support image. The state after the support set is computed once, and every query goes on from a copy of it: no query
+sees another, except through transductive batch normalisation. In a sequence of all images of an episode every image is
+a query first and support afterwards.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class SequenceLearner(Algorithm):
 class Embedding(nn.Module):
     """A backbone whose features come at the scale of a label, each episode normalised by its own images.
 
-    Training and tests do the same: of the few images of an episode, running averages are a poor picture.
+    Training and tests do the same.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.

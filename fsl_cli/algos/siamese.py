@@ -2,8 +2,8 @@
 
 Two images go through the same network, and a weighted distance of their embeddings says whether they show the same class
 (section 3.1), p = sigmoid(sum_j alpha_j |h1_j - h2_j| + b). Training is verification: cross-entropy of p on pairs that are
-the same and pairs that are different, half each. A query gets the class of the support image with the highest p (eq. 5);
-with several shots that is the class with the most similar image, the maximum over its shots.
+the same and pairs that are different, half each. A query gets the class of the support image with the highest p (section
+4.3); with several shots that is the class with the most similar image, the maximum over its shots.
 
 The pairs are those of a training episode: any two of its images, support or query. Same and different pairs weigh half
 each, which is the expectation over balanced draws of such pairs, without their variance.
@@ -14,10 +14,10 @@ rounded to 1 are not ties.
 Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
 averages of training, ``transductive`` by the images of the episode.
 
-Deviations from the paper: the pairs as said above (the paper draws up to 150,000 pairs once); h is the output of the
-backbone, without the paper's layer of 4,096 sigmoid units; alpha starts at the same negative number everywhere, so that
-close is alike from the start, and b where usual distances are undecided; Adam instead of SGD with momenta and decays per
-layer; no affine distortions; shorter schedules.
+Deviations from the paper: the pairs as said above (the paper draws up to 150,000 pairs once); the offset b, which its
+formula does not have; h is the output of the backbone, without the paper's layer of 4,096 sigmoid units; alpha starts at
+the same negative number everywhere, so that close is alike from the start, and b where usual distances are undecided; Adam
+instead of SGD with momenta and decays per layer; no affine distortions; shorter schedules.
 
 Logged: ``loss`` (cross-entropy of the pairs); ``accuracy`` on the queries of the training episodes, which have
 ``train_ways`` ways; ``verification_accuracy``, of the pairs at p = 1/2, same and different weighing half each.

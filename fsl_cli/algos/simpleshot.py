@@ -11,7 +11,8 @@ Batch normalisation: while training by the mini-batch, in tests by the running a
 
 Deviations: the mean feature is a running average over the mini-batches of training, with the momentum of batch
 normalisation, not a pass over the training split at its end. The logits are distances without a temperature, so the test
-loss says little about ``l2n`` and ``cl2n``, whose distances are at most 4. Schedules are shorter.
+loss says little about ``l2n`` and ``cl2n``, whose distances are at most 4. Mini-batches hold two images of each of
+``train_ways`` classes, and images are not augmented. Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

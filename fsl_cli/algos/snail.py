@@ -13,13 +13,15 @@ For Omniglot (section A.1) they are: attention (64, 32), TC (T, 128), attention 
 in longer sequences only attention reaches all the way back.
 
 As all of it is causal, what happens at the support positions is the same for all queries: it is computed once, and the
-queries of an episode all take the last position, none of them seeing another.
+queries of an episode all take the last position, none of them seeing another except through transductive batch
+normalisation.
 
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
 another; ``transductive`` by all its images.
 
 Deviations from the paper: the backbone is the configured one, its features are layer-normalised. The pseudo-code has
 dilations 2, 4, 8, ..., with which no position would see the one before; here they are those of its figure 2, 1, 2, 4, ...
+Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes.
 

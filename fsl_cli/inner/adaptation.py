@@ -1,4 +1,4 @@
-"""The inner loop: gradient descent on one support set (MAML, Finn et al. 2017, eq. 1)."""
+"""The inner loop: gradient descent on one support set (MAML, Finn et al. 2017, section 2.2)."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Momentum(UpdateRule):
 
     Attributes:
         momentum: mu, in 0..1.
-        dampening: tau, in 0..1; the first gradient counts whole.
+        dampening: tau, in 0..1; the first gradient counts whole, and without momentum every one.
     """
 
     momentum: float = 0.9
@@ -83,7 +83,8 @@ class Momentum(UpdateRule):
         self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
     ) -> Parameters:
         key = f"{name}{_MARK}velocity"
-        velocity = self.momentum * state[key] + (gradient if step == 0 else (1 - self.dampening) * gradient)
+        whole = step == 0 or not self.momentum
+        velocity = self.momentum * state[key] + (gradient if whole else (1 - self.dampening) * gradient)
         return {name: descend(theta, velocity, alpha), key: velocity}
 
 

@@ -107,7 +107,7 @@ def test_a_step_is_the_paper_in_its_order():
 
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 def test_predict_is_each_query_at_the_end_of_its_own_sequence(batch_norm):
-    sequences.check_episode_the_slow_way(DNC, batch_norm=batch_norm, **SMALL)
+    sequences.check_episode_the_slow_way(DNC, batch_norm, **SMALL)
 
 
 def test_the_gradient_is_the_finite_difference():

@@ -171,7 +171,7 @@ def slow_pass(algorithm: MAMLPlusPlus, norms: list[nn.BatchNorm2d], episodes: Ep
     net, logits = copy.deepcopy(algorithm.net), torch.zeros(0)
     adapted = [p for p in net.parameters() if p.requires_grad]
     for step, norm in enumerate(norms):
-        net.body.norm = norm
+        net.body.norm, step = norm, min(step, algorithm.inner_steps - 1)
         gradients = torch.autograd.grad(cross_entropy(net(episodes.support_x[task]), episodes.support_y[task]), adapted)
         with torch.no_grad():
             for parameter, gradient, alpha in zip(adapted, gradients, algorithm.step_sizes.values, strict=True):
@@ -198,6 +198,30 @@ def test_running_averages_of_every_step_are_those_of_a_layer_of_torch_for_each_s
         torch.testing.assert_close(found[task], expected, **EXACT)
     torch.testing.assert_close(one, found[:, :1], **EXACT)
     assert not algorithm.transductive
+
+
+@pytest.mark.parametrize("engine", ["loop", "auto"])
+def test_running_averages_serve_other_numbers_of_steps(engine):
+    algorithm = mamlpp(engine, batch_norm="running")
+    norms = [norm.eval() for norm in slow_averages(algorithm, EPISODES)]
+    algorithm.loss(EPISODES)
+    with torch.no_grad():
+        none, more = algorithm.logits_after(EPISODES, [0, 5])
+    for task in range(len(EPISODES)):
+        torch.testing.assert_close(more[task], slow_pass(algorithm, [*norms, norms[-1], norms[-1]], EPISODES, task), **EXACT)
+        net = copy.deepcopy(algorithm.net)
+        net.body.norm = norms[0]
+        torch.testing.assert_close(none[task], net(EPISODES.query_x[task]).detach(), **EXACT)
+
+
+def test_training_with_running_averages_is_transductive_training():
+    one, other = mamlpp(batch_norm="running"), mamlpp(batch_norm="transductive")
+    for algorithm in (one, other):
+        algorithm.loss(EPISODES).loss.backward()
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None)
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, **EXACT)
 
 
 def test_running_averages_need_training_with_them_and_batch_normalisation_of_every_step():

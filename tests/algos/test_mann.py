@@ -88,7 +88,7 @@ def test_a_step_is_the_paper_in_loops(key_strength):
 
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 def test_predict_is_each_query_at_the_end_of_its_own_sequence(batch_norm):
-    sequences.check_episode_the_slow_way(MANN, batch_norm=batch_norm, **SMALL)
+    sequences.check_episode_the_slow_way(MANN, batch_norm, **SMALL)
 
 
 @pytest.mark.parametrize("training", ["sequence", "episode", "both"])

@@ -119,7 +119,7 @@ def test_content_weights_of_an_empty_memory_are_even():
 
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 def test_predict_is_each_query_at_the_end_of_its_own_sequence(batch_norm):
-    sequences.check_episode_the_slow_way(NTM, batch_norm=batch_norm, **SMALL)
+    sequences.check_episode_the_slow_way(NTM, batch_norm, **SMALL)
 
 
 def test_the_gradient_is_the_finite_difference():

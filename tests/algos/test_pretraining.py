@@ -143,9 +143,10 @@ def test_simpleshot_is_scikit_learns_nearest_centroid_of_transformed_features(tr
 OPTIONS = {"test_steps": 15, "test_lr": 0.5, "test_momentum": 0.8, "test_dampening": 0.6, "test_weight_decay": 0.05}
 
 
+@pytest.mark.parametrize("momentum", [0.8, 0.0])
 @pytest.mark.parametrize("cls", [Baseline, BaselinePP])
-def test_the_new_classifier_is_what_torchs_sgd_fits_to_each_task(cls):
-    algorithm = tiny(cls, **OPTIONS)
+def test_the_new_classifier_is_what_torchs_sgd_fits_to_each_task(cls, momentum):
+    algorithm = tiny(cls, **OPTIONS | {"test_momentum": momentum})
     support, query, labels = normal(3, 6, 4), normal(3, 5, 4), torch.tensor([0, 1, 2, 2, 1, 0]).expand(3, -1)
     logits = algorithm.classify(support, labels, query, 3)
     for task in range(3):
@@ -154,7 +155,7 @@ def test_the_new_classifier_is_what_torchs_sgd_fits_to_each_task(cls):
             nn.init.zeros_(parameter)
         if cls is BaselinePP:
             head.weight.data += F.normalize(support[task], dim=-1).mean(0)
-        optimizer = torch.optim.SGD(head.parameters(), lr=0.5, momentum=0.8, dampening=0.6, weight_decay=0.05)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.5, momentum=momentum, dampening=0.6, weight_decay=0.05)
         for _ in range(15):
             optimizer.zero_grad()
             F.cross_entropy(head(support[task]), labels[task]).backward()

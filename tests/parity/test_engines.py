@@ -93,7 +93,7 @@ def test_first_order_differs_from_second_order_and_only_in_the_gradient():
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_predict_is_the_equation_the_slow_way(steps):
-    """theta' = theta - alpha * grad, eq. 1 of the paper, on a copied module with an ordinary SGD optimiser."""
+    """theta' = theta - alpha * grad, section 2.2 of the paper, on a copied module with an ordinary SGD optimiser."""
     import copy
 
     algorithm = maml("vmap", inner_steps=1, test_inner_steps=steps)
