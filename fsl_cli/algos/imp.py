@@ -27,6 +27,9 @@ which are kept here.
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``sigma``;
 ``threshold``, lambda; ``clusters``, prototypes per class.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (2,593 iterations): 97.17 ± 0.26 % (inductive; 95% t
+interval over 1,000 test episodes). The paper, from memory: 98.4 %. ``scripts/leaderboard.sh --jobs 2 methods=imp``
+
     fsl train algo=imp dataset=omniglot
 """
 

@@ -28,6 +28,12 @@ for all weights, not at random ones.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (transductive; 95% t interval over 1,000 test
+episodes): maml 93.67 ± 0.36 % (1,156 iterations), fomaml 88.55 ± 0.50 % (1,330 iterations), anil 92.76 ± 0.43 % (1,286
+iterations), boil 93.21 ± 0.36 % (1,034 iterations), metasgd 92.98 ± 0.39 % (1,005 iterations). The papers: MAML 98.7 ± 0.4
+% by 60,000 iterations, FOMAML 98.3 % (in Reptile's), Meta-SGD 99.53 ± 0.26 %. ``scripts/leaderboard.sh --jobs 2
+methods=maml,fomaml,anil,boil,metasgd``
+
     fsl train algo=maml dataset=omniglot
 """
 

@@ -31,6 +31,9 @@ zero: both train faster. A step looks at the whole support set, there are fewer 
 
 Logged: ``loss`` and ``accuracy`` on the queries after T steps; ``input_gate`` and ``forget_gate``: means of i_T and f_T.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,815 iterations): 88.62 ± 0.50 % (transductive; 95%
+t interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=meta_lstm``
+
     fsl train algo=meta_lstm dataset=omniglot
 """
 

@@ -12,6 +12,10 @@ nothing. The statistics of the episode would make the test transductive, those o
 
 Logged: ``loss`` and ``accuracy`` of the queries of a training episode.
 
+Measured on Omniglot, 5-way 1-shot (inductive; 95% t interval over 1,000 test episodes): pixels 44.49 ± 0.57 %, a random
+network 49.13 ± 0.64 %. ``scripts/leaderboard.sh
+methods=nearest+train.iterations=1,nearest+algo.space=network+train.iterations=1``
+
     fsl train algo=nearest dataset=omniglot
 """
 

@@ -24,6 +24,10 @@ on what it tests; schedules are shorter.
 Logged: ``loss`` (mean squared error) and ``accuracy`` on the queries of the training episodes, which have ``train_ways``
 ways; ``relation_same`` and ``relation_different``, the mean score of a query with its class and with the others.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (5,742 iterations): 96.19 ± 0.30 % (inductive; 95% t
+interval over 1,000 test episodes). The paper, by a million episodes: 99.6 ± 0.2 %. ``scripts/leaderboard.sh --jobs 2
+methods=relationnet``
+
     fsl train algo=relationnet dataset=omniglot
 """
 

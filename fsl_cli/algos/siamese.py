@@ -22,6 +22,9 @@ instead of SGD with momenta and decays per layer; no affine distortions; shorter
 Logged: ``loss`` (cross-entropy of the pairs); ``accuracy`` on the queries of the training episodes, which have
 ``train_ways`` ways; ``verification_accuracy``, of the pairs at p = 1/2, same and different weighing half each.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (7,503 iterations): 97.76 ± 0.25 % (inductive; 95% t
+interval over 1,000 test episodes). MAML's paper: 97.3 %. ``scripts/leaderboard.sh --jobs 2 methods=siamese``
+
     fsl train algo=siamese dataset=omniglot
 """
 
