@@ -13,6 +13,9 @@ no more than 0.84 to a feature that is orthogonal to all other classes.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 
+Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (6,796 iterations): 93.36 ± 0.37 % (inductive; 95% t
+interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=baselinepp``
+
     fsl train algo=baselinepp dataset=omniglot
 """
 
