@@ -14,8 +14,11 @@
 Batch normalisation of a query: ``transductive`` by its query batch, as in the authors' code, which keeps running averages
 for every step but never uses them; ``inductive`` by the support set; ``running``, what the paper describes: trains as
 ``transductive``, and tests with everything in a step, support images too, normalised by the running averages of that step.
-They are collected in a second pass over support and query batches that has no gradient. Tested with more steps than
-trained, further steps use the step size, scale, shift and averages of the last.
+They are collected in a second pass over support and query batches that has no gradient. It loses most of what is learned,
+since averages over tasks are not the statistics of five images: after two minutes on one core (``train.max_minutes=2
+algo.batch_norm=running``) 24.8 ± 1.2 %, and 55.9 ± 1.7 % when the same run is tested with ``algo.batch_norm=transductive``
+(Omniglot, n = 200). Tested with more steps than trained, further steps use the step size, scale, shift and averages of the
+last.
 
 Deviations from the paper: annealing counts outer steps, not epochs. By default there are 3 steps (5 in the paper), 5
 queries per class in training (1 in the authors' code), no derivative-order annealing (50 epochs in the paper, none in their
