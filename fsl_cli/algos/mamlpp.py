@@ -154,11 +154,12 @@ class MAMLPlusPlus(StepLearner):
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after every step, weighted (eq. 5); with ``running``, moves the running averages of every step."""
+        episodes = with_augmented_support(episodes, *self.augmentation)
         if self.running:
-            self._track(with_augmented_support(episodes, *self.augmentation))
+            self._track(episodes)
         steps = range(1, self.inner_steps + 1) if self._multi_step else [self.inner_steps]
         inner = self._inner_loop(episodes.ways, first_order=self._first_order)
-        logits = self._engine.run(inner, with_augmented_support(episodes, *self.augmentation), steps)
+        logits = self._engine.run(inner, episodes, steps)
         losses = torch.stack([metrics.cross_entropy(each, episodes.query_y).mean() for each in logits])
         logged = {"last_step_loss": losses[-1].detach(), "last_step_importance": self.importance[-1]}
         alpha = self.step_sizes.mean()
