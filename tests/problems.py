@@ -45,5 +45,14 @@ def striped_classes(classes: int = 24, images: int = 12, size: int = 12, seed: i
     return ClassImages(pixels, np.full(classes, images), [f"pattern {index}" for index in range(classes)])
 
 
+def numbered(counts: list[int] | np.ndarray, size: int = 1, names: list[str] | None = None) -> ClassImages:
+    """Images whose first two pixels name their class and their position in the class."""
+    counts = np.asarray(counts, dtype=np.int64)
+    images = torch.zeros(int(counts.sum()), 2, size, size, dtype=torch.uint8)
+    for row, (label, position) in enumerate((c, i) for c, n in enumerate(counts) for i in range(n)):
+        images[row, 0], images[row, 1] = label, position
+    return ClassImages(images, counts, names or [f"class {index}" for index in range(len(counts))])
+
+
 def sampler(task: Task, split: str = "train", seed: int = 0) -> EpisodeSampler:
     return EpisodeSampler(striped_classes(), split, task, seed)

@@ -1,227 +1,27 @@
-"""The outer loop: stopped anywhere and continued bit-identically; chunks, schedules, clipping, stopping, precision."""
+"""The outer loop: chunks, schedules, clipping, stopping, precision."""
 
 from __future__ import annotations
 
-import copy
 import math
-import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from problems import TinyNet, striped_classes
+from recorded_training import ALGORITHMS, TASK, Recorder, meta_sgd, new_training, protonet
 from small_training import CPU, is_same, train_settings
 from torch import nn
 
-from fsl_cli import checkpoint, training
-from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli import training
+from fsl_cli.algos.algorithm import Step
 from fsl_cli.algos.maml import MAML
-from fsl_cli.algos.protonet import ProtoNet
-from fsl_cli.backbones.mlp import MLP
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Episodes, EpisodeSampler
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.hardware import Hardware
-from fsl_cli.training import Hooks, Training, rate_factor
-
-TASK = Task(3, 1, 2)
-TIMED = ("train/seconds_per_iteration", "train/tasks_per_second")
-
-
-def protonet() -> Algorithm:
-    return ProtoNet(nn.Sequential(MLP((1, 12, 12), widths=[8]), nn.Dropout(0.2)), train_ways=None, train_queries=None)
-
-
-def meta_sgd() -> Algorithm:
-    net = nn.Sequential(MLP((1, 12, 12), widths=[8]), nn.Dropout(0.2))
-    return MAML(net, 8, TASK.ways, inner_lr=0.1, inner_lr_learning="per_parameter")
-
-
-def new_training(make: Callable[[], Algorithm], seed: int = 0, chunk: int = 2, **changes: Any) -> Training:
-    torch.manual_seed(seed)
-    algorithm = make()
-    sampler = EpisodeSampler(striped_classes(), "train", TASK, 0)
-    settings = train_settings(**({"iterations": 7, "meta_batch": 3, "log_every": 3, "val_every": 4} | changes))
-    hardware = Hardware(torch.device("cpu"), "fp32", chunk)
-    return Training(algorithm, torch.optim.Adam(algorithm.parameters(), lr=0.01), sampler, settings, hardware)
-
-
-@dataclass
-class Recorder:
-    """Hooks that remember what they are told, and call ``at(event, iteration)``, which may raise."""
-
-    training: Training
-    accuracies: list[float] = field(default_factory=list)
-    at: Callable[[str, int], None] = lambda event, iteration: None
-    rows: list[dict[str, float]] = field(default_factory=list)
-    saved: list[tuple[int, bool]] = field(default_factory=list)
-    advanced: list[int] = field(default_factory=list)
-
-    def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        assert iteration == self.training.progress.iteration
-        self.rows.append({"iteration": iteration, **values})
-        self.at("log", iteration)
-
-    def validate(self) -> Mapping[str, float]:
-        self.at("validate", self.training.progress.iteration)
-        if self.accuracies:
-            return {"val/accuracy": self.accuracies.pop(0)}
-        sampler = EpisodeSampler(striped_classes(seed=1), "val", TASK, 0)
-        return {"val/accuracy": float(evaluate(self.training.algorithm, sampler, 6, CPU).accuracy.mean())}
-
-    def save(self, best: bool) -> None:
-        self.saved.append((self.training.progress.iteration, best))
-        self.at("save", self.training.progress.iteration)
-
-    def advance(self, iteration: int) -> None:
-        self.advanced.append(iteration)
-        self.at("advance", iteration)
-
-    def run(self) -> Recorder:
-        self.training.run(Hooks(self.log, self.validate, self.save, self.advance))
-        return self
-
-    def untimed(self) -> list[dict[str, float]]:
-        return [{key: value for key, value in row.items() if key not in TIMED} for row in self.rows]
-
-
-def state(training: Training) -> dict[str, Any]:
-    """All that decides how a training goes on, without the time it took."""
-    values = copy.deepcopy(training.state_dict())
-    del values["progress"]["seconds"]
-    values["progress"]["window"].pop("seconds", None)
-    return values
-
-
-# --- continued bit-identically
-
-ALGORITHMS = {"protonet": protonet, "meta-sgd": meta_sgd}
-SCHEDULE = {"schedule": "cosine", "clip_grad_norm": 1.0}
-
-
-@pytest.fixture(scope="module", params=ALGORITHMS.values(), ids=ALGORITHMS)
-def uninterrupted(request) -> tuple[Callable[[], Algorithm], Recorder]:
-    return request.param, Recorder(new_training(request.param, **SCHEDULE)).run()
-
-
-def stopped(make: Callable[[], Algorithm], at: Callable[[str, int], None]) -> Recorder:
-    recorder = Recorder(new_training(make, **SCHEDULE), at=at)
-    with pytest.raises(KeyboardInterrupt):
-        recorder.run()
-    return recorder
-
-
-def continued(make: Callable[[], Algorithm], stopped_training: Training, path: Path) -> Recorder:
-    """A training in a process that knows nothing but the checkpoint."""
-    checkpoint.save(path, stopped_training.state_dict())
-    payload = checkpoint.load(path)
-    fresh = new_training(make, seed=99, **SCHEDULE)
-    torch.manual_seed(12345)
-    checkpoint.load_weights(fresh.algorithm, payload, path)
-    fresh.load_state_dict(payload)
-    return Recorder(fresh).run()
-
-
-def assert_same_end(whole: Recorder, first: Recorder, second: Recorder) -> None:
-    assert is_same(state(second.training), state(whole.training))
-    assert first.untimed() + second.untimed() == whole.untimed()
-    assert second.training.progress.iteration == 7
-
-
-@pytest.mark.parametrize("iteration", range(1, 7))
-def test_stopped_after_any_iteration_and_continued(uninterrupted, iteration, tmp_path):
-    make, whole = uninterrupted
-
-    def stop(event: str, now: int) -> None:
-        if (event, now) == ("advance", iteration):
-            raise KeyboardInterrupt
-
-    first = stopped(make, stop)
-    assert first.training.progress.iteration == iteration
-    assert ("loss" in first.training.state_dict()["progress"]["window"]) == (iteration not in (3, 4, 6))
-    second = continued(make, first.training, tmp_path / "last.pt")
-    assert_same_end(whole, first, second)
-    assert first.saved + second.saved == whole.saved
-    assert second.advanced == list(range(iteration + 1, 8))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("event", ["loss", "log", "validate", "save"])
-def test_a_signal_in_the_middle_of_anything_can_be_continued(uninterrupted, event, number, tmp_path, monkeypatch):
-    """Steps and saves are finished first; an interrupted validation is done again."""
-    make, whole = uninterrupted
-
-    def interrupt(*ignored: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(number, interrupt)  # as `fsl train` does for SIGTERM
-    try:
-        calls = []
-
-        def stop(happened: str, now: int) -> None:
-            if happened == event and now == 4 and not calls:
-                calls.append(now)
-                signal.raise_signal(number)
-
-        if event == "loss":
-            cls = type(whole.training.algorithm)
-            loss = cls.loss
-
-            def interrupted_loss(self: Algorithm, episodes: Episodes) -> Step:
-                step = loss(self, episodes)
-                calls.append(len(episodes))
-                if len(calls) == 8:  # two chunks for each iteration: in the middle of the fourth
-                    signal.raise_signal(number)
-                return step
-
-            monkeypatch.setattr(cls, "loss", interrupted_loss)
-        first = stopped(make, stop)
-        monkeypatch.undo()
-        assert first.training.progress.iteration == 4
-    finally:
-        signal.signal(number, before)
-    second = continued(make, first.training, tmp_path / "last.pt")
-    assert_same_end(whole, first, second)
-
-
-def test_the_checks_above_can_fail(uninterrupted, tmp_path):
-    """A training that goes on with other random numbers, or from the weights alone, ends elsewhere."""
-    make, whole = uninterrupted
-
-    def stop(event: str, now: int) -> None:
-        if (event, now) == ("advance", 2):
-            raise KeyboardInterrupt
-
-    first = stopped(make, stop)
-    for forgotten in ("optimizer", "scheduler", "random"):
-        fresh = new_training(make, seed=99, **SCHEDULE)
-        payload = copy.deepcopy(first.training.state_dict())
-        payload[forgotten] = fresh.state_dict()[forgotten]
-        fresh.algorithm.load_state_dict(payload["algo"])
-        fresh.load_state_dict(payload)
-        assert not is_same(Recorder(fresh).run().training.algorithm.state_dict(), whole.training.algorithm.state_dict())
-
-
-def test_asking_for_the_state_changes_nothing(uninterrupted):
-    make, whole = uninterrupted
-    again = Recorder(new_training(make, **SCHEDULE))
-    again.at = lambda event, iteration: again.training.state_dict() and None
-    again.run()
-    assert is_same(state(again.training), state(whole.training))
-    assert again.untimed() == whole.untimed()
-
-
-def test_a_finished_training_has_nothing_left_to_do(uninterrupted):
-    _, whole = uninterrupted
-    before = state(whole.training)
-    again = Recorder(whole.training).run()
-    assert (again.rows, again.saved, again.advanced) == ([], [], [])
-    assert is_same(state(whole.training), before)
-
+from fsl_cli.training import Training, rate_factor
 
 # --- one step
 

@@ -1,0 +1,129 @@
+"""The constructor is the schema: what may be built, from which options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fsl_cli import build
+from fsl_cli.algos.maml import MAML
+from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.backbones.mlp import MLP
+from fsl_cli.errors import FslError, Problems
+
+RUNTIME = {"backbone": MLP((1, 4, 4), widths=[4]), "features": 4, "ways": 5, "engine": "auto"}
+
+
+# --- building
+
+
+def protonet(**options: Any) -> ProtoNet:
+    return build.build({"_target_": "fsl_cli.algos.protonet.ProtoNet", "name": "x", **options}, "algo", RUNTIME)
+
+
+def maml(**options: Any) -> MAML:
+    return build.build({"_target_": "fsl_cli.algos.maml.MAML", **options}, "algo", RUNTIME)
+
+
+def test_build_binds_options_and_runtime_arguments():
+    built = protonet(train_ways=7, distance="cosine")
+    assert isinstance(built, ProtoNet)
+    assert built.backbone is RUNTIME["backbone"]
+    assert (built.train_ways, built.distance, built.scale) == (7, "cosine", 1.0)
+    assert maml().net.head.out_features == 5
+
+
+def test_what_is_valid_is_converted_to_its_type_before_it_is_built():
+    """On the command line ``no`` and a quoted number are words; a word is true."""
+    assert maml(first_order="no").first_order is False
+    assert maml(first_order="yes").first_order is True
+    built = maml(inner_steps="3", inner_lr="0.25", test_inner_steps=2.0)
+    assert (built.inner_steps, built.step_sizes.initial, built.test_steps) == (3, 0.25, [2])
+    assert type(built.test_steps[0]) is int
+    optimizer = build.build({"_target_": "torch.optim.SGD", "lr": "0.5"}, "o", {"params": list(MLP((1, 2, 2)).parameters())})
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_build_refuses_what_check_finds():
+    with pytest.raises(Problems) as error:
+        protonet(train_way=7, scale=0)
+    assert len(error.value.problems) == 2
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop", "NAdam"])
+def test_any_optimizer_of_torch_with_its_own_options(name):
+    parameters = list(MLP((1, 2, 2)).parameters())
+    node = {"_target_": f"torch.optim.{name}", "lr": 0.05, "weight_decay": 0.1}
+    assert build.check(node, "train.optimizer", {"params"}) == []
+    optimizer = build.build(node, "train.optimizer", {"params": parameters})
+    assert type(optimizer).__name__ == name
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    (problem,) = build.check({**node, "lrr": 1}, "train.optimizer", {"params"})
+    assert str(problem).startswith("train.optimizer.lrr: unknown option (did you mean lr?")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"_target_": "torch.optim.Adam", "lr": -1}, "train.optimizer: Invalid learning rate: -1"),
+        ({"_target_": "torch.optim.SGD", "lr": 1, "nesterov": True}, "train.optimizer: Nesterov momentum requires"),
+    ],
+    ids=str,
+)
+def test_what_an_optimizer_itself_refuses_is_one_line(options, message):
+    with pytest.raises(FslError) as error:
+        build.build(options, "train.optimizer", {"params": list(MLP((1, 2, 2)).parameters())})
+    assert str(error.value).startswith(message)
+
+
+def test_takes():
+    node = {"_target_": "fsl_cli.algos.maml.MAML"}
+    assert build.takes(node, "algo", "engine")
+    assert not build.takes({"_target_": "fsl_cli.algos.protonet.ProtoNet"}, "algo", "engine")
+
+
+# --- targets
+
+
+FORBIDDEN = [
+    "os.system",
+    "builtins.eval",
+    "builtins.exec",
+    "subprocess.run",
+    "torch.load",
+    "torch.hub.load",
+    "fsl_client.Thing",
+    "fsl_cli",
+    "fsl_cli.algos",
+    "torch.optim",
+    "fsl_cli.run_folder.write_text",  # a function
+    "fsl_cli.run_folder.Path",  # a class of somebody else
+    "fsl_cli.environment.subprocess",  # a module
+    "fsl_cli.algos.algorithm.Algorithm",  # abstract
+    "",
+    None,
+    3,
+    ["os.system"],
+]
+
+
+@pytest.mark.parametrize("target", FORBIDDEN, ids=str)
+def test_forbidden_targets_are_refused(target):
+    with pytest.raises(FslError) as error:
+        build.target_of({"_target_": target}, "algo")
+    assert str(error.value).startswith("algo._target_: ")
+    assert len(build.check({"_target_": target}, "algo", set())) == 1
+
+
+@pytest.mark.parametrize(
+    "target", ["fsl_cli.algos.mamml.MAML", "fsl_cli.algos.maml.MAMMAL", "torch.optim.Adamm", "fsl_cli..maml", "torch.optim."]
+)
+def test_targets_that_do_not_exist(target):
+    with pytest.raises(FslError, match="there is no"):
+        build.target_of({"_target_": target}, "algo")
+
+
+def test_importing_the_main_module_does_not_run_the_command_line(monkeypatch):
+    with pytest.raises(FslError, match="may not be built"):
+        build.target_of({"_target_": "fsl_cli.__main__.main"}, "algo")
