@@ -16,13 +16,15 @@ from fsl_cli.run_folder import write_atomically
 
 FORMAT = 1
 
-# What may differ between a checkpoint and the run that goes on from it: how long and where, not what is learned.
+# What may differ between a checkpoint and the run that goes on from it: how long and where, not what is learned, nor the
+# validation episodes that say which weights are best.
 FREE_TO_DIFFER = (
     "train.iterations",
     "train.max_minutes",
     "train.patience",
     "train.log_every",
-    "eval.",
+    "eval.episodes",
+    "eval.checkpoint",
     "hardware.device",
     "hardware.threads",
     "hardware.deterministic",

@@ -15,7 +15,7 @@ from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.hardware import Hardware
 
 _IMAGES = 256  # embedded at once: more are no faster
-_EPISODES = 8  # the processes' shares are multiples of it, so that a processor computes the same chunks as one process
+_EPISODES = 8  # the processes' shares are multiples of it where there are too few for whole chunks
 _DRAWN = 256  # episodes drawn at once, without their images
 
 
@@ -89,7 +89,8 @@ def evaluate(
             columns = torch.stack([metrics.accuracy(exact, labels), metrics.cross_entropy(exact, labels)], dim=1)
             return torch.cat([columns, *(each.cpu().double() for each in along)], dim=1)
 
-        table = _table(scores, episodes, hardware, lambda part: forward.to(done, episodes, part), unit=_EPISODES)
+        unit = _unit(episodes, hardware)
+        table = _table(scores, episodes, hardware, lambda part: forward.to(done, episodes, part), unit=unit)
     finally:
         algorithm.train(training)
     widths = {name: len(points) for name, points in algorithm.curve_points(sampler.task).items()} if curves else {}
@@ -114,6 +115,12 @@ class Forward:
         if position > self._position:
             self._advance(position - self._position)
             self._position = position
+
+
+def _unit(episodes: int, hardware: Hardware) -> int:
+    """What the processes' shares are multiples of: chunks, so that each computes the very chunks of one process."""
+    chunk = hardware.processes.from_first(lambda: hardware.task_chunk)  # it may have shrunk in some of them
+    return chunk if chunk * hardware.processes.size <= episodes else _EPISODES
 
 
 def _table(

@@ -150,6 +150,8 @@ class Training:
         self.optimizer.step()
         self.scheduler.step()
         self.progress.iteration += 1
+        if self.progress.iteration % self.settings.log_every == 0 or self._validation_due():
+            self._collect()  # a GPU has only been told so far: asking for numbers waits for it, and that belongs to the step
         self._count(time.perf_counter() - started)
 
     def _gradients(self, share: range, size: int) -> dict[str, Tensor]:
@@ -195,6 +197,9 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(**state["progress"])
+        scheduler = self.scheduler  # the end may be another one now: the rate of the old schedule is saved with the optimizer
+        for group, base, factor in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.progress.iteration)
         torch.set_rng_state(state["random"]["cpu"])
         if state["random"]["cuda"] and len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])

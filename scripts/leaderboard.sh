@@ -34,7 +34,8 @@ case $jobs in '' | *[!0-9]* | 0) echo "error: --jobs: $jobs is not valid: use a 
 
 given=" ${overrides[*]-} "
 case $given in *" dataset="*) ;; *) overrides=(dataset=omniglot ${overrides[@]+"${overrides[@]}"}) ;; esac
-threads=$(($(nproc) / jobs > 0 ? $(nproc) / jobs : 1))
+cores=$(getconf _NPROCESSORS_ONLN)
+threads=$((cores / jobs > 0 ? cores / jobs : 1))
 common=("train.max_minutes=$minutes" train.iterations=1000000000 train.schedule_by=minutes "eval.episodes=$episodes")
 case $given in *" hardware.threads="*) ;; *) common+=("hardware.threads=$threads") ;; esac
 common+=(${overrides[@]+"${overrides[@]}"})
@@ -55,14 +56,15 @@ if [ -e "$out/settings" ] && ! diff -q "$out/settings" <(printf '%s\n' "${common
 fi
 printf '%s\n' "${common[@]}" >"$out/settings"
 
-row_folder() { printf '%s/%s' "$out" "$(printf '%s' "$1" | tr '+/= ' '_-__')"; }
+row_folder() { printf '%s/%s' "$out" "$(printf '%s' "$1" | tr -c 'A-Za-z0-9._-' _)"; }
 is_done() { grep -q '"state": "done"' "$1/status.json" 2>/dev/null; }
 train() { # one method: its name and its own overrides, in its folder
   local folder own
   folder=$(row_folder "$1")
   IFS=+ read -ra own <<<"$1"
-  "$fsl" train "algo=${own[0]}" "${common[@]}" ${own[@]:1} "hydra.run.dir=$folder" resume=auto \
-    >"$folder.log" 2>&1 || { echo "$1: $(grep '^error: ' "$folder.log" | tail -1 || true) (see $folder.log)" >&2; record "$folder"; }
+  trap 'kill $! 2>/dev/null; wait; exit 143' TERM # or the training would go on by itself
+  "$fsl" train "algo=${own[0]}" "${common[@]}" "${own[@]:1}" "hydra.run.dir=$folder" resume=auto >"$folder.log" 2>&1 &
+  wait $! || { echo "$1: $(grep '^error: ' "$folder.log" | tail -1 || true) (see $folder.log)" >&2; record "$folder"; }
   echo "== $1  $(grep '^test ' "$folder.log" | tail -1)"
 }
 record() { # why there is no result, for the table
@@ -79,7 +81,14 @@ PYTHON
 }
 trap 'kill $(jobs -p) 2>/dev/null; wait; exit 130' INT TERM
 
-IFS=, read -ra every <<<"$methods"
+every=() part=''
+IFS=, read -ra words <<<"$methods"
+for word in "${words[@]}"; do # a comma in brackets belongs to a list: test_inner_steps=[0,1]
+  part+=${part:+,}$word
+  opened=${part//[^\[]/} closed=${part//[^\]]/}
+  [ ${#opened} -gt ${#closed} ] || { every+=("$part"); part=''; }
+done
+[ -z "$part" ] || { echo "error: methods: $part is not valid: it has no closing bracket" >&2; exit 2; }
 rows=()
 for method in "${every[@]}"; do
   folder=$(row_folder "$method")
@@ -88,7 +97,7 @@ for method in "${every[@]}"; do
     echo "== $method  kept"
     continue
   fi
-  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do sleep 0.2; done
   echo "== $method  training for $minutes min"
   train "$method" &
 done

@@ -25,7 +25,9 @@ from fsl_cli import cli, processes, training
 from fsl_cli.algos.algorithm import Algorithm, Step
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.mamlpp import MAMLPlusPlus
+from fsl_cli.algos.nearest import Nearest
 from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.algos.simpleshot import SimpleShot
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.errors import FslError, Problems
 from fsl_cli.evaluation import evaluate
@@ -80,6 +82,19 @@ def meta_sgd() -> Algorithm:
 
 def mamlpp() -> Algorithm:
     return MAMLPlusPlus(TinyNet(), 4, TASK.ways, inner_steps=2, batch_norm="running")
+
+
+def annealed() -> Algorithm:
+    """Which parameters have a gradient changes twice: per-step ones in first-order steps only with the multi-step loss."""
+    return MAMLPlusPlus(TinyNet(), 4, TASK.ways, inner_steps=3, multi_step_iterations=1, first_order_iterations=3)
+
+
+def simpleshot() -> Algorithm:
+    return SimpleShot(TinyNet(), 4, 24, train_ways=TASK.ways)
+
+
+def nearest() -> Algorithm:
+    return Nearest(TinyNet(), space="network")
 
 
 def noisy() -> Algorithm:
@@ -161,7 +176,7 @@ def an_error_of_one_is_an_error_of_both(folder: Path) -> None:
 
 @check
 def training_is_that_of_one_process(folder: Path) -> None:
-    for make in (protonet, meta_sgd, mamlpp):
+    for make in (protonet, meta_sgd, mamlpp, annealed, simpleshot, nearest):
         for meta_batch in (1, 3, 4):
             done, alone = (new_training(make, used, meta_batch=meta_batch) for used in (processes.current(), ALONE))
             if processes.current().rank == 1 and meta_batch == 3:  # different first weights would not stay
@@ -288,11 +303,13 @@ def memory_that_runs_out_in_one_is_its_own_affair(folder: Path) -> None:
 def evaluation_is_that_of_one_process(folder: Path) -> None:
     sampler = EpisodeSampler(striped_classes(60, seed=1), "test", TASK, 0)
     for algorithm in (ProtoNet(TinyNet()), ProtoNet(TinyNet(), batch_norm="transductive"), meta_sgd()):
-        for episodes in (3, 61):
+        for episodes, chunk in ((3, 8), (61, 8), (61, 3), (20, 16)):
             counted: list[int] = []
             for used in (ALONE, processes.current()):
                 counted.clear()
-                scores = evaluate(algorithm, sampler, episodes, Hardware(torch.device("cpu"), "fp32", 8, used), counted.append)
+                scores = evaluate(
+                    algorithm, sampler, episodes, Hardware(torch.device("cpu"), "fp32", chunk, used), counted.append
+                )
                 if used is ALONE:
                     expected = scores
             assert np.array_equal(scores.accuracy, expected.accuracy)

@@ -28,6 +28,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from fsl_cli.algos.fitting import fitted
+from fsl_cli.algos.full_precision import full_precision
 from fsl_cli.algos.pretraining import LinearHead, Pretrained
 from fsl_cli.inner.update_rules import Momentum, Parameters
 
@@ -67,9 +68,10 @@ class Baseline(Pretrained):
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """``W x + b`` after fitting."""
         tasks, _, width = support.shape
-        start = {"weight": support.new_zeros(tasks, ways, width), "bias": support.new_zeros(tasks, ways)}
-        head = fitted(linear, start, support, support_y, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
-        return linear(head, query)
+        with full_precision(support, query) as (support, query):
+            start = {"weight": support.new_zeros(tasks, ways, width), "bias": support.new_zeros(tasks, ways)}
+            head = fitted(linear, start, support, support_y, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
+            return linear(head, query)
 
 
 def linear(head: Parameters, features: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from fsl_cli.algos.fitting import fitted
+from fsl_cli.algos.full_precision import full_precision
 from fsl_cli.algos.pretraining import CosineHead, Pretrained
 from fsl_cli.inner.update_rules import Momentum, Parameters
 
@@ -71,10 +72,11 @@ class BaselinePP(Pretrained):
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """``s cos(w_k, x)`` after fitting."""
-        start = {"weight": F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, ways, 1)}
 
         def cosine(head: Parameters, features: Tensor) -> Tensor:
             return self.test_scale * F.normalize(features, dim=-1) @ F.normalize(head["weight"], dim=-1).mT
 
-        head = fitted(cosine, start, support, support_y, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
-        return cosine(head, query)
+        with full_precision(support, query) as (support, query):
+            start = {"weight": F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, ways, 1)}
+            head = fitted(cosine, start, support, support_y, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
+            return cosine(head, query)

@@ -1,4 +1,4 @@
-"""Solving a system of equations needs all digits, whatever the precision of the network."""
+"""What is computed from embeddings in a few numbers each needs all digits, whatever the precision of the network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor
 
 
 @contextmanager
-def full_precision(like: Tensor) -> Iterator[None]:
-    """Keep mixed precision out of a ``with`` block: systems of equations need all digits.
+def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Keep mixed precision out of a ``with`` block: systems of equations, small steps, differences of distances.
 
     Args:
-        like: a tensor on the device that is meant.
+        tensors: what is computed with, on one device.
+
+    Yields:
+        They, in float32 if they had less.
     """
-    with torch.autocast(like.device.type, enabled=False):
-        yield
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        yield tuple(each.float() if each.dtype in (torch.bfloat16, torch.float16) else each for each in tensors)

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode, Step
 from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.full_precision import full_precision
 from fsl_cli.algos.matchingnet import of_each_class
 from fsl_cli.algos.protonet import class_means, squared_euclidean
 from fsl_cli.backbones.batch_norm import statistics_from
@@ -86,17 +87,21 @@ class IMP(EmbeddingLearner):
         """Cross-entropy of the queries; moves the running averages of batch normalisation."""
         with statistics_from(self, "tracked_batch"):
             support, query = self.embed_episodes(episodes)
-        sigma = self.log_sigma.exp()
-        mixture = infer_clusters(support, episodes.support_y, episodes.ways, sigma.detach(), self.alpha)
-        logits = class_log_likelihoods(query, mixture, episodes.ways, sigma)
+        logits, mixture, sigma = self._inferred(support, episodes.support_y, query, episodes.ways)
         clusters = mixture.exists.sum(1).to(logits.dtype).mean() / episodes.ways
         metrics = {"sigma": sigma.detach(), "threshold": mixture.threshold.mean(), "clusters": clusters}
         return Step(cross_entropy(logits, episodes.query_y).mean(), logits.detach(), metrics)
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """Log likelihood of the closest cluster of each class, up to a constant."""
+        return self._inferred(support, support_y, query, ways)[0]
+
+    def _inferred(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> tuple[Tensor, Mixture, Tensor]:
+        """The logits, the clusters and sigma."""
         sigma = self.log_sigma.exp()
-        return class_log_likelihoods(query, infer_clusters(support, support_y, ways, sigma.detach(), self.alpha), ways, sigma)
+        with full_precision(support, query) as (support, query):
+            mixture = infer_clusters(support, support_y, ways, sigma.detach(), self.alpha)
+            return class_log_likelihoods(query, mixture, ways, sigma), mixture, sigma
 
 
 @dataclass(frozen=True)

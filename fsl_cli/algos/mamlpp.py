@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from fsl_cli import metrics
 from fsl_cli.algos.algorithm import Step
+from fsl_cli.algos.full_precision import full_precision
 from fsl_cli.algos.maml import for_ways
 from fsl_cli.algos.per_step_batch_norm import PerStepBatchNorm
 from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
@@ -175,7 +176,8 @@ class MAMLPlusPlus(StepLearner):
         if not self.batch_norms.has_averages():
             what = "running is not valid: the run was trained without running averages of every step"
             raise FslError(what, where="algo.batch_norm", hint="use transductive or inductive, or train with running")
-        with statistics_from(self.net, "running"):
+        # torch.func.vmap cannot mix the precision of images with that of averages.
+        with statistics_from(self.net, "running"), full_precision(episodes.support_x):
             return self._running_tasks(self._inner_loop(episodes.ways, averages=True), episodes).logits_after(steps)
 
     @torch.no_grad()

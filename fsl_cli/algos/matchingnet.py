@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode
 from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.full_precision import full_precision
 from fsl_cli.episodes import Episodes
 from fsl_cli.randomness import permutations
 
@@ -91,14 +92,16 @@ class MatchingNet(EmbeddingLearner):
         """Log p(y | x) from embeddings, in context if ``fce``."""
         if self.context is not None:
             order = permutations(episodes.seeds, support.shape[1], "order of the support set")
-            support, query = self.context(support, query, order)
+            with full_precision(support, query) as (support, query):
+                support, query = self.context(support, query, order)
         return super().compare(episodes, support, query)
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """Log p(y | x) (eq. 1) from the embeddings f and g."""
-        cosine = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).transpose(1, 2)
-        log_attention = F.log_softmax(self.log_scale.exp() * cosine, dim=-1)
-        return class_log_sums(log_attention, support_y, ways)
+        with full_precision(support, query) as (support, query):
+            cosine = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).transpose(1, 2)
+            log_attention = F.log_softmax(self.log_scale.exp() * cosine, dim=-1)
+            return class_log_sums(log_attention, support_y, ways)
 
 
 class FullContext(nn.Module):

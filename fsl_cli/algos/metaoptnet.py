@@ -88,8 +88,7 @@ class MetaOptNet(EmbeddingLearner):
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """``gamma w_k x`` (eq. 12)."""
-        with full_precision(support):
-            support, query = support.to(self.scale.dtype), query.to(self.scale.dtype)
+        with full_precision(support, query) as (support, query):
             kernel = support @ support.mT
             kernel = kernel + self.ridge * torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
             weights = dual_variables(kernel, support_y, ways, self.penalty).mT @ support

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli.algos.full_precision import full_precision
 from fsl_cli.algos.protonet import class_means
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
@@ -80,4 +81,5 @@ class Nearest(Algorithm):
 
 def _squared_distances(one: Tensor, other: Tensor) -> Tensor:
     """``[T, B, D]`` and ``[T, M, D]`` to ``[T, B, M]``, without the ``[T, B, M, D]`` differences: pixels are many."""
-    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").square()
+    with full_precision(one, other) as (one, other):
+        return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").square()

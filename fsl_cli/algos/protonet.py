@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode
 from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.full_precision import full_precision
 
 Distance = Literal["sqeuclidean", "cosine"]
 
@@ -79,18 +80,21 @@ def class_means(embedded: Tensor, labels: Tensor, ways: int) -> Tensor:
     Returns:
         ``[T, N, D]``.
     """
-    members = F.one_hot(labels, ways).to(embedded.dtype)
-    return (members / members.sum(1, keepdim=True)).transpose(1, 2) @ embedded
+    with full_precision(embedded) as (embedded,):
+        members = F.one_hot(labels, ways).to(embedded.dtype)
+        return (members / members.sum(1, keepdim=True)).transpose(1, 2) @ embedded
 
 
 def squared_euclidean(query: Tensor, prototypes: Tensor) -> Tensor:
     """``|q - c|^2``: ``[T, B, D]`` and ``[T, N, D]`` to ``[T, B, N]``."""
-    return (query.unsqueeze(2) - prototypes.unsqueeze(1)).square().sum(-1)
+    with full_precision(query, prototypes) as (query, prototypes):
+        return (query.unsqueeze(2) - prototypes.unsqueeze(1)).square().sum(-1)
 
 
 def cosine_distance(query: Tensor, prototypes: Tensor) -> Tensor:
     """``1 - cos(q, c)``: ``[T, B, D]`` and ``[T, N, D]`` to ``[T, B, N]``."""
-    return 1 - F.normalize(query, dim=-1) @ F.normalize(prototypes, dim=-1).transpose(1, 2)
+    with full_precision(query, prototypes) as (query, prototypes):
+        return 1 - F.normalize(query, dim=-1) @ F.normalize(prototypes, dim=-1).transpose(1, 2)
 
 
 _DISTANCES = {"sqeuclidean": squared_euclidean, "cosine": cosine_distance}

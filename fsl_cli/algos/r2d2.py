@@ -75,8 +75,7 @@ class R2D2(EmbeddingLearner):
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """``alpha x W`` (eq. 6)."""
-        with full_precision(support):
-            support, query = support.to(self.log_lambda.dtype), query.to(self.log_lambda.dtype)
+        with full_precision(support, query) as (support, query):
             targets = F.one_hot(support_y, ways).to(support.dtype)
             return self.log_alpha.exp() * (query @ ridge_regression(support, targets, self.log_lambda.exp()))
 

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import BatchNormMode, Step
 from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.full_precision import full_precision
 from fsl_cli.algos.matchingnet import of_each_class
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
@@ -93,7 +94,8 @@ class Siamese(EmbeddingLearner):
 
     def log_odds(self, support: Tensor, query: Tensor) -> Tensor:
         """Log p / (1 - p) of every query ``[T, B, D]`` with every support image ``[T, S, D]``: ``[T, B, S]``."""
-        return (query.unsqueeze(2) - support.unsqueeze(1)).abs() @ self.alpha + self.bias
+        with full_precision(support, query) as (support, query):
+            return (query.unsqueeze(2) - support.unsqueeze(1)).abs() @ self.alpha + self.bias
 
 
 def balanced_mean(values: Tensor, same: Tensor, different: Tensor) -> Tensor:

@@ -26,16 +26,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from fsl_cli.algos.pretraining import LinearHead, Pretrained
 from fsl_cli.algos.protonet import class_means, squared_euclidean
+from fsl_cli.running_averages import RunningMean
 
 Transform = Literal["un", "l2n", "cl2n"]
-_MOMENTUM = 0.1
 
 
 class SimpleShot(Pretrained):
@@ -49,8 +48,6 @@ class SimpleShot(Pretrained):
         train_ways: classes of a training mini-batch, two images each.
     """
 
-    mean: Tensor
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -62,12 +59,11 @@ class SimpleShot(Pretrained):
     ) -> None:
         super().__init__(backbone, LinearHead(features, classes), train_ways)
         self.transform = transform
-        self.register_buffer("mean", torch.zeros(features))
+        self.center = RunningMean(features)
 
-    @torch.no_grad()
     def seen(self, features: Tensor) -> None:
         """Move the mean feature."""
-        self.mean.lerp_(features.mean(0).to(self.mean.dtype), _MOMENTUM)
+        self.center.move(features)
 
     def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
         """Negative squared distances to the centroids."""
@@ -76,5 +72,5 @@ class SimpleShot(Pretrained):
 
     def _transformed(self, features: Tensor) -> Tensor:
         if self.transform == "cl2n":
-            features = features - self.mean
+            features = features - self.center.mean
         return features if self.transform == "un" else F.normalize(features, dim=-1)

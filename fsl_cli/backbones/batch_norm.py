@@ -15,36 +15,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fsl_cli.running_averages import RunningAverages
+
 Source = Literal["batch", "tracked_batch", "running", "first_rows"]
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(RunningAverages):
     """Batch normalisation of ``[B, C]`` or ``[B, C, H, W]`` over all axes but C (Ioffe & Szegedy 2015).
 
     Args:
         num_features: C.
         eps: added to the variance.
         momentum: weight of a new batch in the running averages.
-
-    Attributes:
-        moves: int64 scalar, how often the running averages have moved since this object was made; not saved.
     """
 
     running_mean: Tensor
     running_var: Tensor
-    moves: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
+        super().__init__(momentum)
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
-        # A tensor, since torch.compile compiles again whenever a number of a module has changed.
-        self.register_buffer("moves", torch.zeros((), dtype=torch.int64), persistent=False)
         self.source: Source = "batch"
         self.rows = 0
+
+    def averages(self) -> tuple[Tensor, ...]:
+        """Mean and variance."""
+        return self.running_mean, self.running_var
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` with the statistics chosen by `statistics_from`; by default those of ``x`` itself."""

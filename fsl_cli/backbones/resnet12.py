@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
@@ -54,11 +56,47 @@ class ResNet12(nn.Module):
         for stage in self.stages.children():
             for block in stage.children():
                 block.register_forward_pre_hook(_full_drop_rate)
+                block.DropBlock = DropBlock(block.block_size)  # type: ignore[arg-type]
         self.pool = nn.AdaptiveAvgPool2d(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of a batch of images."""
         return self.pool(self.stages(x)).flatten(1)
+
+
+class DropBlock(nn.Module):
+    """Drops squares of the feature maps while training (Ghiasi, Lin & Le 2018, algorithm 1).
+
+    The same as learn2learn's, in shapes that do not depend on what is drawn, which `torch.func` asks for.
+
+    Args:
+        block_size: side of a square.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        super().__init__()
+        self.block_size = block_size
+
+    def forward(self, x: Tensor, gamma: float) -> Tensor:
+        """Feature maps ``[B, C, H, W]``, of which each position is the corner of a square with probability ``gamma``."""
+        if not self.training:
+            return x
+        height, width = (side - self.block_size + 1 for side in x.shape[-2:])
+        kept = 1 - squares((torch.rand(*x.shape[:2], height, width, device=x.device) < gamma).to(x.dtype), self.block_size)
+        return x * kept * (kept.numel() / kept.sum().clamp(min=1))
+
+
+def squares(corners: Tensor, side: int) -> Tensor:
+    """1 in the squares that lie right of and below the upper left ``corners``, else 0.
+
+    Args:
+        corners: 0 or 1, ``[B, C, H - side + 1, W - side + 1]``.
+        side: of a square.
+
+    Returns:
+        ``[B, C, H, W]``.
+    """
+    return F.max_pool2d(F.pad(corners, [side - 1] * 4), side, stride=1)
 
 
 def _full_drop_rate(block: nn.Module, inputs: object) -> None:

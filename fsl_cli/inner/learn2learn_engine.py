@@ -37,6 +37,8 @@ def check_supported(inner: InnerLoop) -> None:
         raise _unsupported("algo.checkpoint_inner=true", "checkpoint_inner=false")
     if inner.which == "body":
         raise _unsupported("algo.adapt=body", "adapt=all or head")
+    if any(inner.step_weights):
+        raise _unsupported("algo.per_step_batch_norm=true", "per_step_batch_norm=false")
     if inner.rule != PLAIN_SGD:
         raise _unsupported("other inner optimizer than sgd without weight decay", "inner_optimizer=sgd inner_weight_decay=0")
     learned = [alpha for alpha in inner.step_sizes[0].values() if isinstance(alpha, Tensor)]

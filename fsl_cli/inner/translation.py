@@ -17,15 +17,19 @@ from fsl_cli.inner.piecewise_linear import Flatten, MaxPool, MeanOverPositions, 
 def network_of(module: nn.Module) -> Network | None:
     """The layers of a module built of `torch.nn.Sequential` and the modules below; None for any other module.
 
-    A bias in front of batch normalisation is left out: the mean of the batch takes it away again.
+    A bias in front of batch normalisation is left out: the mean of the batch takes it away again. Layers may occur more
+    than once, but not with parameters: a second place would need a second name.
     """
     found = list(_leaves(module, ""))
+    parameters = [id(each) for _, leaf in found for each in leaf.parameters()]
+    if len(parameters) != len(set(parameters)):
+        return None
     layers: list[Layer] = []
     packing: dict[str, Packing] = {}
     for index, (prefix, leaf) in enumerate(found):
         before = type(found[index - 1][1]) if index else None
         after = type(found[index + 1][1]) if index + 1 < len(found) else None
-        if leaf._forward_hooks or leaf._forward_pre_hooks:
+        if _is_hooked(leaf):
             return None
         if type(leaf) is BatchNorm:
             layers.append(BatchNormLayer(leaf, prefix, relu=after is nn.ReLU))
@@ -45,11 +49,15 @@ def network_of(module: nn.Module) -> Network | None:
 
 def _leaves(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules in the order in which they run, each with the prefix of its parameters' names."""
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        for name, child in module.named_children():
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not _is_hooked(module):
+        for name, child in module._modules.items():  # named_children leaves out a layer's second place
             yield from _leaves(child, f"{prefix}{name}.")
     else:
         yield prefix, module
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _pack_weight(value: Tensor) -> Tensor:

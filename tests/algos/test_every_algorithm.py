@@ -134,3 +134,74 @@ def test_the_loss_does_not_depend_on_the_chunk(name):
     torch.manual_seed(0)
     parts = [other.loss(part).loss * len(part) / 4 for part in episodes.split(2)]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-5)
+
+
+VARIANTS = [(name, "") for name in NAMES] + [
+    ("matchingnet", "fce=true"),
+    ("mamlpp", "batch_norm=running"),
+    ("imp", "batch_norm=transductive"),
+    ("protonet", "distance=cosine"),
+    ("reptile", "inner_optimizer=adam"),
+    ("relationnet", "combine=mean"),
+    ("nearest", "space=network"),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), VARIANTS)
+def test_trains_and_predicts_in_mixed_precision(name, option):
+    algorithm, _ = made(name, 0, *([f"algo.{option}"] if option else []))
+    task = Task(WAYS, 2, 2)
+    episodes = EpisodeSampler(CLASSES, "train", algorithm.train_task(task), 0).batch(0, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = algorithm.loss(episodes)
+    assert step.loss.isfinite()
+    if step.loss.requires_grad:
+        step.loss.backward()
+        gradients = [each.grad for each in algorithm.parameters() if each.grad is not None]
+        assert all(each.dtype == torch.float32 and each.isfinite().all() for each in gradients)
+        assert any(each.abs().max() > 0 for each in gradients)
+    algorithm.eval()
+    tested = EpisodeSampler(CLASSES, "test", task, 0).batch(0, 8)
+    exact = algorithm.predict(tested).softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = algorithm.predict(tested).float().softmax(-1)
+    assert (mixed - exact).abs().mean() < 0.03
+
+
+ON_EMBEDDINGS = [
+    *(("protonet", f"distance={distance}") for distance in ("sqeuclidean", "cosine")),
+    *(("nearest", f"compare={compare}") for compare in ("mean", "image")),
+    *(("simpleshot", f"transform={transform}") for transform in ("un", "cl2n")),
+    *(("matchingnet", "scale=10"), ("siamese", "train_ways=4"), ("imp", "sigma=0.5"), ("r2d2", "init_lambda=1")),
+    *(("metaoptnet", "ridge=1"), ("baseline", "test_steps=20"), ("baselinepp", "test_steps=20")),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), ON_EMBEDDINGS)
+def test_what_is_computed_from_embeddings_is_computed_in_full_precision(name, option):
+    """Given embeddings that bfloat16 holds exactly, there is nothing left to round."""
+    algorithm, _ = made(name, 0, f"algo.{option}")
+    generator = torch.Generator().manual_seed(0)
+    support, query = (torch.randn(2, rows, 8, generator=generator).bfloat16() for rows in (2 * WAYS, 5))
+    labels = torch.arange(WAYS).repeat(2, 2)
+    exact = algorithm.classify(support.float(), labels, query.float(), WAYS)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = algorithm.classify(support, labels, query, WAYS)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, exact)
+
+
+TAKES_STEPS = [name for name in NAMES if "test_inner_steps" in made(name)[1]["algo"]]
+
+
+@pytest.mark.parametrize("name", TAKES_STEPS)
+def test_the_accuracy_is_that_of_the_last_of_a_list_of_step_counts(name):
+    algorithm, _ = made(name, 0, "algo.test_inner_steps=[0,3]")
+    for parameter in algorithm.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    sampler = EpisodeSampler(CLASSES, "test", Task(WAYS, 2, 4), 0)
+    along, alone = (evaluate(algorithm, sampler, 20, CPU, curves=curves) for curves in (True, False))
+    (curve,) = along.curves.values()
+    assert is_same(along.loss, alone.loss)
+    assert is_same(along.accuracy, curve[:, -1].copy())
+    assert not is_same(along.accuracy, curve[:, 0].copy())

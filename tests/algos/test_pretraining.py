@@ -119,19 +119,19 @@ def test_simpleshot_keeps_the_mean_feature_of_training_as_batch_normalisation_wo
             batch = torch.cat([batches.support_x[task], batches.query_x[task]])
             norm(torch.tanh(algorithm.backbone.norm(algorithm.backbone.conv(batch))).mean((-2, -1)))
     algorithm.loss(batches)
-    torch.testing.assert_close(algorithm.mean, norm.running_mean, **EXACT)
+    torch.testing.assert_close(algorithm.center.mean, norm.running_mean, **EXACT)
 
 
 @pytest.mark.parametrize("transform", ["un", "l2n", "cl2n"])
 def test_simpleshot_is_scikit_learns_nearest_centroid_of_transformed_features(transform):
     algorithm = tiny(SimpleShot, transform=transform)
-    algorithm.mean.copy_(normal(4))
+    algorithm.center.mean.copy_(normal(4))
     support, query, labels = 2 + normal(3, 8, 4), 2 + normal(3, 30, 4), torch.arange(4).repeat(3, 2)
     logits = algorithm.classify(support, labels, query, 4)
     for task in range(3):
         s, q = support[task].numpy(), query[task].numpy()
         if transform == "cl2n":
-            s, q = s - algorithm.mean.numpy(), q - algorithm.mean.numpy()
+            s, q = s - algorithm.center.mean.numpy(), q - algorithm.center.mean.numpy()
         if transform != "un":
             s, q = (x / np.sqrt((x**2).sum(1, keepdims=True)) for x in (s, q))
         nearest = NearestCentroid().fit(s, labels[task].numpy())

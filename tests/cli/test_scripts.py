@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,7 +102,42 @@ def test_the_leaderboard_trains_every_method_for_the_same_time_and_keeps_finishe
     assert "holds rows with other settings" in other.stderr
 
 
-@pytest.mark.parametrize(("words", "message"), [(("--jobs=x",), "--jobs: x is not valid"), (("maml",), "maml: what is it?")])
+def test_a_list_among_the_words_of_a_method_keeps_its_commas(tmp_path):
+    methods = "maml+algo.test_inner_steps=[0,1],protonet"
+    done = shell(SCRIPTS / "leaderboard.sh", f"methods={methods}", *BOARD, "dataset=glyphs", f"out={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {(row["run"], row["state"]) for row in rows(tmp_path)} == {(methods[:-9], "done"), ("protonet", "done")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_leaderboard_leaves_no_training_behind(number, tmp_path):
+    words = ("--jobs", "2", "methods=protonet,maml", *BOARD, "minutes=9", "dataset=glyphs", f"out={tmp_path / 'board'}")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    states = [tmp_path / "board" / name / "status.json" for name in ("protonet", "maml")]
+    with subprocess.Popen([SCRIPTS / "leaderboard.sh", *words], cwd=tmp_path, env={**os.environ, "PATH": path}) as script:
+        wait_for(lambda: all(state.exists() and (state.parent / "metrics.jsonl").exists() for state in states))
+        script.send_signal(number)
+        assert script.wait(60) == 130
+    assert [json.loads(state.read_text())["state"] for state in states] == ["interrupted"] * 2
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in running
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--jobs=x",), "--jobs: x is not valid"),
+        (("maml",), "maml: what is it?"),
+        (("methods=maml+a=[0,1",), "no closing bracket"),
+    ],
+)
 def test_the_leaderboard_says_what_is_wrong_with_its_words(words, message, tmp_path):
     done = shell(SCRIPTS / "leaderboard.sh", *words, cwd=tmp_path)
     assert done.returncode == 2

@@ -9,6 +9,7 @@ import torch
 from problems import TinyNet, random_episodes
 
 from fsl_cli.algos.maml import MAML
+from fsl_cli.algos.mamlpp import MAMLPlusPlus
 from fsl_cli.errors import FslError
 
 EPISODES = random_episodes()
@@ -112,3 +113,15 @@ def test_predict_is_the_equation_the_slow_way(steps):
 def test_what_learn2learn_cannot_do_is_said(options):
     with pytest.raises(FslError, match="learn2learn has no"):
         maml("learn2learn", **options)
+
+
+def test_learn2learn_runs_maml_plus_plus_without_weights_of_its_own_for_each_step():
+    pytest.importorskip("learn2learn")
+    options = {"inner_steps": 2, "inner_lr_learning": "none"}
+    with pytest.raises(FslError, match=r"learn2learn has no algo\.per_step_batch_norm=true"):
+        MAMLPlusPlus(TinyNet(), 4, 3, "learn2learn", **options)
+    losses = []
+    for engine in ("loop", "learn2learn"):
+        torch.manual_seed(0)
+        losses.append(MAMLPlusPlus(TinyNet(), 4, 3, engine, per_step_batch_norm=False, **options).double().loss(EPISODES).loss)
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-12)

@@ -214,9 +214,15 @@ class Shuffled(nn.Sequential):
         return super().forward(x.flip(0))
 
 
-def hooked() -> nn.Module:
-    net = linear()
-    net[2].register_forward_hook(lambda module, inputs, output: 2 * output)
+def hooked(net: nn.Module | None = None) -> nn.Module:
+    net = net or linear()[2]
+    net.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return nn.Sequential(net)
+
+
+def tied() -> nn.Module:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    net[2].weight = net[0].weight
     return net
 
 
@@ -238,11 +244,23 @@ def hooked() -> nn.Module:
         nn.Sequential(nn.Linear(2, 2), nn.Tanh()),
         nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)),
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
+        nn.Sequential(*[nn.Linear(2, 2)] * 2),  # one layer in two places
+        tied(),
+        hooked(nn.Sequential(nn.Linear(2, 2))),
     ],
     ids=lambda module: "-".join(type(each).__name__ for each in module.modules()),
 )
 def test_any_other_module_is_left_to_vmap(module):
     assert network_of(module) is None
+
+
+def test_a_layer_without_parameters_may_have_several_places():
+    relu, found = nn.ReLU(), []
+    for engine in ("fast", "loop"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, 8), relu)
+        found.append(MAML(net, 8, 3, engine, inner_steps=2).double().loss(EPISODES).loss)
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
 
 
 def test_a_network_without_such_layers_is_refused_by_name_and_left_to_vmap_by_auto():

@@ -10,13 +10,15 @@ import sys
 
 import pytest
 import torch
+from problems import random_episodes
 from torch import nn
 
+from fsl_cli.algos.maml import MAML
 from fsl_cli.assembly import feature_width
 from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.backbones.resnet12 import ResNet12
+from fsl_cli.backbones.resnet12 import ResNet12, squares
 from fsl_cli.backbones.wrn28 import WRN28
 from fsl_cli.errors import FslError
 from fsl_cli.optional import learn2learn
@@ -198,6 +200,23 @@ def test_resnet12_takes_small_images():
         ResNet12((1, 15, 16))
     with pytest.raises(FslError, match="images are 28x28, resnet12 needs at least 80x80"):
         ResNet12((1, 28, 28), dropblock=0.1)
+
+
+def test_dropped_squares_are_learn2learns():
+    module = importlib.import_module("learn2learn.vision.models.resnet12")
+    corners = (torch.rand(3, 4, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.1).float()
+    for side in (1, 4, 5):
+        assert torch.equal(
+            1 - squares(corners, side),
+            module.DropBlock(side)._compute_block_mask(corners),
+        )
+
+
+def test_dropblock_works_in_an_inner_loop():
+    torch.manual_seed(0)
+    algorithm = MAML(ResNet12((1, 80, 80), wider=False, dropblock=0.3), 512, 2).train()
+    losses = [algorithm.loss(random_episodes(2, 1, 1, 2, size=80).to(dtype=torch.float32)).loss.item() for _ in range(2)]
+    assert losses[0] != losses[1]
 
 
 def test_dropblock_drops_while_training_only_and_keeps_no_count():

@@ -289,7 +289,7 @@ def with_changed(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 FREE = {
     *("train.iterations", "train.max_minutes", "train.patience", "train.log_every"),
-    *("eval.episodes", "eval.seed", "eval.checkpoint"),
+    *("eval.episodes", "eval.checkpoint"),  # not eval.seed, of the validation episodes too
     *("hardware.device", "hardware.threads", "hardware.deterministic", "hardware.task_chunk", "hardware.compile"),
     *("wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags"),
     *("data_dir", "cache_dir", "resume"),

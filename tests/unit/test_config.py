@@ -263,6 +263,25 @@ def test_settings_are_typed_and_cannot_be_changed(default):
         settings.task.ways = 20
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("LBFGS", {}, "LBFGS cannot be used here: "),
+        ("SparseAdam", {}, "SparseAdam cannot be used here: SparseAdam does not support dense gradients"),
+        ("SGD", {"nesterov": True}, "Nesterov momentum requires"),
+    ],
+)
+def test_an_optimizer_that_cannot_train_is_a_problem(name, options, reason, default):
+    values = changed(default, train__optimizer={"_target_": f"torch.optim.{name}", "lr": 0.1, **options})
+    (line,) = problems(values)
+    assert line.startswith("train.optimizer: ")
+    assert reason in line
+
+
+def test_an_optimizer_with_options_for_gpus_is_none(default):
+    config.validate(changed(default, train__optimizer={"_target_": "torch.optim.Adam", "lr": 0.1, "capturable": True}))
+
+
 @pytest.mark.parametrize("engine", ["loop", "vmap", "learn2learn"])
 def test_an_engine_is_an_option_of_algorithms_with_an_inner_loop(default, engine):
     config.validate(changed(default, hardware__engine=engine))

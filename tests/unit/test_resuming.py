@@ -132,6 +132,22 @@ def test_the_checks_above_can_fail(uninterrupted, tmp_path):
         assert not is_same(Recorder(fresh).run().training.algorithm.state_dict(), whole.training.algorithm.state_dict())
 
 
+def test_a_finished_training_that_is_given_more_iterations_has_the_rate_of_the_new_schedule():
+    def rate_of(done: Training) -> float:
+        return done.optimizer.param_groups[0]["lr"]
+
+    make = ALGORITHMS["protonet"]
+    short, long = (new_training(make, schedule="cosine", iterations=n) for n in (4, 8))
+    for _ in range(4):
+        short.step()
+        long.step()
+    assert rate_of(short) == 0
+    longer = new_training(make, seed=99, schedule="cosine", iterations=8)
+    longer.algorithm.load_state_dict(short.state_dict()["algo"])
+    longer.load_state_dict(short.state_dict())
+    assert rate_of(longer) == rate_of(long) > 0
+
+
 def test_asking_for_the_state_changes_nothing(uninterrupted):
     make, whole = uninterrupted
     again = Recorder(new_training(make, **SCHEDULE))

@@ -233,6 +233,23 @@ def test_max_minutes_stops_and_validates(monkeypatch):
     assert row["train/tasks_per_second"] == pytest.approx(3 / 20)
 
 
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+def test_waiting_for_a_gpu_belongs_to_the_step(log_every, monkeypatch):
+    """The work of a GPU is over when its numbers have been read, which here takes ten seconds a step."""
+    clock = Clock(0.0)
+    monkeypatch.setattr(training, "time", clock)
+    done = new_training(protonet, iterations=7, log_every=log_every)
+    collect = done._collect
+
+    def waiting() -> None:
+        clock.now += 10.0 * len(done._pending.get("loss", []))
+        collect()
+
+    monkeypatch.setattr(done, "_collect", waiting)
+    Recorder(done, accuracies=[0.5] * 9).run()
+    assert done.progress.seconds == 70
+
+
 def test_minutes_count_across_a_resumption(monkeypatch):
     monkeypatch.setattr(training, "time", Clock(20.0))
     first = new_training(protonet, iterations=2, max_minutes=1.5)
