@@ -2,9 +2,15 @@
 
 The network is trained to tell all classes of the training split apart, with a linear head and cross-entropy
 (`fsl_cli.algos.pretraining`). In a test the network is frozen, and a new linear classifier W, b is fitted to the support
-features of each task by gradient descent with momentum on the cross-entropy; a query has the logits W x + b.
+features of each task by gradient descent with momentum on the cross-entropy,
+
+    min_(W,b)  mean_i CE(W f(x_i) + b, y_i)                      a query has the logits W f(x) + b
 
 Batch normalisation: while training by the mini-batch, in tests by the running averages.
+
+Options: ``test_steps`` of size ``test_lr`` with ``test_momentum``, ``test_dampening`` and ``test_weight_decay`` fit the
+classifier: v <- momentum v + (1 - dampening) (g + decay theta), theta <- theta - lr v, where g is the gradient and the
+first v is undampened, as in PyTorch; ``train_ways`` classes of a training mini-batch.
 
 Deviations: the classifier starts at zero and each of the ``test_steps`` steps uses the whole support set; theirs starts at
 random and goes through mini-batches of 4 images for 100 epochs (200 steps with five support images). So a test draws no

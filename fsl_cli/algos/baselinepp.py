@@ -5,6 +5,9 @@ vector for each class, s cos(w_k, x), which keeps features of a class close toge
 
 Batch normalisation: while training by the mini-batch, in tests by the running averages.
 
+Options: ``train_scale`` and ``test_scale`` are s in training and in tests; ``test_steps``, ``test_lr``, ``test_momentum``,
+``test_dampening``, ``test_weight_decay`` and ``train_ways`` are those of `fsl_cli.algos.baseline`.
+
 Deviations: those of `fsl_cli.algos.baseline`, except that every weight vector of the new classifier starts at the mean of
 the normalised support features, the same for all classes, and not at random. The paper's code multiplies each cosine
 by a learned length of the class besides the scale; here it is the cosine of the paper. Their scale is 10 for more than

@@ -25,6 +25,11 @@ and the logits are a linear map of the controller's output plus one of all that 
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
 another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
 
+Options: ``hidden`` units of the controller; ``slots`` rows of ``width`` numbers; ``read_heads``; ``training``, what the
+loss is of: ``sequence`` every step of all images of an episode in random order, each to be named before its label is seen,
+``episode`` the queries that follow on the support set, ``both`` the mean of the two; ``train_queries`` per class;
+``batch_norm`` as said.
+
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
 backbone first, whose features are layer-normalised. The controller has one layer. Besides x_t and y_(t-1) it sees x_(t-1)
 again, and the interface sees these inputs besides the controller's output; read keys and what is written begin as the same

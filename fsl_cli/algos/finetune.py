@@ -4,14 +4,22 @@ The plain transfer-learning baseline (for example Triantafillou et al. 2020, "Me
 2020, "A baseline for few-shot image classification"; Chen et al. 2019 freeze the network, see `fsl_cli.algos.baseline`).
 The network is trained to tell all classes of the training split apart, with a linear head and cross-entropy
 (`fsl_cli.algos.pretraining`). In a test a new linear head is put on the network, and the network and the head take
-``test_inner_steps`` steps of size ``inner_lr`` on the support set of the task, through the inner loop of MAML, with its
-options: another optimiser, weight decay, an augmented support set, and a list of step counts for an accuracy after each.
+K = ``test_inner_steps`` steps on the support set of the task, through the inner loop of MAML:
+
+    theta <- theta - inner_lr * grad L_support(theta),  K times, from the pre-trained body and a head of zeros
 
 Batch normalisation: while training by the mini-batch. While fine-tuning by the support set, and then ``transductive``
 normalises a query by its query batch, ``inductive`` by the support set, as in `fsl_cli.algos.maml`. The running averages of
 training are not used.
 
-Choices: the new head starts at zero; every step uses the whole support set; one step size for all weights.
+Options: ``test_inner_steps`` (a list like ``[0,3,10]`` gives the accuracy after each, the largest the result) of size
+``inner_lr``; ``inner_optimizer`` and ``inner_weight_decay`` say what a step makes of the gradient; ``augment_support`` adds
+``augment_copies`` changed copies of each support image, see `fsl_cli.augmentation`; ``train_ways`` classes of a training
+mini-batch; ``batch_norm`` as said.
+
+Deviations: there is no one paper to deviate from. Chosen here: the new head starts at zero, every step uses the whole
+support set, and all weights have one step size. Dhillon et al. start the head at the support features and also minimise the
+entropy of the queries.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

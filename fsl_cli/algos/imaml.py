@@ -27,6 +27,9 @@ only in products with vectors, and memory does not grow with the inner steps.
 Batch normalisation: ``transductive`` normalises a query by its query batch; ``inductive`` by the support set (MetaBN,
 Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set.
 
+Further options: ``inner_lr`` of the inner steps; ``train_queries`` per class; ``augment_support`` adds ``augment_copies``
+changed copies of each support image, see `fsl_cli.augmentation`.
+
 Deviations from the paper: its Omniglot runs have lambda = 2, 16 inner steps (25 with 20 ways) and 5 steps of conjugate
 gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what learns fastest on a CPU: a smaller lambda, 8
 inner steps that do not reach the solution, and since the Hessian is not that of a minimum then, a large ``cg_damping``: g

@@ -17,6 +17,9 @@ cluster per class at its image, and IMP is a prototypical network with a learned
 Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
 averages of training, ``transductive`` by the images of the episode.
 
+Options: ``sigma`` where learning starts, ``alpha`` and ``batch_norm`` as said; ``train_ways``, ``train_shots`` and
+``train_queries`` give the training episodes another shape than the tested task's (null: the same).
+
 Deviations from the paper: labelled support sets only, so there is one sigma and no cluster of unlabelled images; training
 episodes have ``train_ways`` classes; sigma starts at 0.5 where the authors' code has 5; schedules are shorter; the network
 is the configured backbone, by default with strides where theirs max-pools. As in that code, with which Algorithm 1 was

@@ -6,25 +6,31 @@ For each task, K gradient steps on the support loss from the meta-learned initia
 
 and the outer loss is L_query(theta') averaged over tasks, differentiated through the steps (eq. 1).
 
-- FOMAML (``algo=fomaml``, section 5.2): the inner gradient is treated as a constant.
-- ANIL (``algo=anil``, Raghu et al. 2020): the inner loop moves the head alone.
-- BOIL (``algo=boil``, Oh et al. 2021): it moves the body alone; the head stays as meta-learned, so that the
-  representation itself must change. Its head cannot serve other ways than it was trained for.
+With theta = (body, head), the other four differ in one thing each:
+
+- FOMAML (``algo=fomaml``, section 5.2): the inner gradient is a constant, so that theta moves by grad L_query(theta').
+- ANIL (``algo=anil``, Raghu et al. 2020): the inner loop moves the head alone, head' = head - alpha * grad_head L_support.
+- BOIL (``algo=boil``, Oh et al. 2021): it moves the body alone, body' = body - alpha * grad_body L_support; the head stays
+  as meta-learned, so that the representation itself must change. It cannot serve other ways than it was trained for.
 - Meta-SGD (``algo=metasgd``, Li et al. 2017, eq. 2): theta' = theta - alpha o grad L_support(theta) in one step, where
   alpha has a learned number, its sign included, for every weight.
 
-Options of the inner loop: ``inner_optimizer`` and ``inner_weight_decay`` say what a step makes of the gradient;
-``augment_support`` adds changed copies of the support images; ``inner_lr_learning`` learns the step sizes;
-``test_inner_steps`` may be a list, like ``[0,1,3,5,10]``: then the report has the accuracy after each number of steps,
-and the largest gives the result.
+Options: ``inner_steps`` is K in training; ``test_inner_steps`` may be a list, like ``[0,1,3,5,10]``: then the report has
+the accuracy after each number of steps, and the largest gives the result. ``inner_lr`` is alpha, or where it starts if
+``inner_lr_learning`` learns it (``per_layer``, ``per_layer_per_step``, ``per_parameter``). ``inner_optimizer`` and
+``inner_weight_decay`` say what a step makes of the gradient. ``first_order`` is FOMAML's, ``adapt`` ANIL's and BOIL's.
+``augment_support`` adds ``augment_copies`` changed copies of each support image, see `fsl_cli.augmentation`.
+``train_queries`` per class. ``checkpoint_inner`` runs the steps again for the outer gradient instead of keeping them in
+memory.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in the authors' code; ``inductive`` by the
 support set (MetaBN, Bronskill et al. 2020). Tested with other ways than trained, all rows of the head start at their mean.
 
 Deviations from the paper: schedules are shorter unless an experiment file pins the paper's; batch normalisation has
 epsilon 1e-5 (TensorFlow's was 1e-3); the head starts at zero, not at a random normal, which trains faster and makes the
-initialisation blind to the order of the labels (BOIL's starts as PyTorch's do). Meta-SGD's alpha starts at one number
-for all weights, not at random ones.
+initialisation blind to the order of the labels (BOIL's starts as PyTorch's do, without which no gradient would reach
+the body). ANIL's and BOIL's papers pair MAML's schedule with other networks and data sets; here they have MAML's defaults.
+Meta-SGD's alpha starts at one number for all weights, not at random ones.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.
 
@@ -34,7 +40,7 @@ iterations), boil 93.21 ± 0.36 % (1,034 iterations), metasgd 92.98 ± 0.39 % (1
 % by 60,000 iterations, FOMAML 98.3 % (in Reptile's), Meta-SGD 99.53 ± 0.26 %. ``scripts/leaderboard.sh --jobs 2
 methods=maml,fomaml,anil,boil,metasgd``
 
-    fsl train algo=maml dataset=omniglot
+    fsl train algo=maml dataset=omniglot                    # or algo=fomaml, anil, boil, metasgd
 """
 
 from __future__ import annotations

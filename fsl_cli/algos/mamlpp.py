@@ -20,6 +20,12 @@ algo.batch_norm=running``) 24.8 ± 1.2 %, and 55.9 ± 1.7 % when the same run is
 (Omniglot, n = 200). Tested with more steps than trained, further steps use the step size, scale, shift and averages of the
 last.
 
+Further options: ``inner_steps`` K, and ``test_inner_steps``, a number or a list like ``[0,1,3,10]``: then the report has
+the accuracy after each, and the largest gives the result; ``inner_lr`` where step sizes start; ``inner_optimizer`` and
+``inner_weight_decay`` say what a step makes of the gradient; ``train_queries`` per class; ``augment_support`` adds
+``augment_copies`` changed copies of each support image, see `fsl_cli.augmentation`; ``checkpoint_inner`` runs the steps
+again for the outer gradient instead of keeping them in memory.
+
 Deviations from the paper: annealing counts outer steps, not epochs. By default there are 3 steps (5 in the paper), 5
 queries per class in training (1 in the authors' code), no derivative-order annealing (50 epochs in the paper, none in their
 Omniglot configuration) and a shorter schedule, and the network is the configured backbone, with strides where theirs

@@ -21,6 +21,9 @@ writing; with several heads these are here the n rows of w^lu.
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
 another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
 
+Options: ``hidden`` units of the controller; ``slots`` rows of ``width`` numbers; ``heads``; the ``decay`` of the usage;
+``key_strength`` see below; ``training`` as said; ``train_queries`` per class; ``batch_norm`` as said.
+
 Deviations from the paper: images pass through a backbone first, whose features are layer-normalised, where the paper's
 controller sees pixels. Besides x_t and y_(t-1) the controller sees x_(t-1) again, and keys are made of these inputs besides
 the controller's output; the first half of the heads begin with keys of x_t and their gate at the rows read last, the others

@@ -17,6 +17,9 @@ episode, the same whenever the episode is drawn again.
 Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
 averages of training, ``transductive`` by the images of the episode.
 
+Options: ``scale``, ``learn_scale``, ``fce``, ``processing_steps`` and ``batch_norm`` as said; ``train_ways``,
+``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's (null: the same).
+
 Deviations from the paper: the cosine is multiplied by a ``scale`` s, learned from its first value on unless
 ``learn_scale=false``. The paper has none (s = 1), with which a softmax of numbers in -1..1 is nearly uniform: no query can
 be given more than e / (e + (N-1) / e) of its class, and training is slow. Training episodes have ``train_ways`` classes,

@@ -16,11 +16,13 @@ With ``hidden_size=0`` x_t is these four numbers, as in the paper's section 3.1;
 LSTM of that size over them, one for each coordinate with shared weights, as in the authors' code (20 there).
 
 The outer loss is the query loss at c_T. Its gradient by W, b and c_0 goes through the recurrence; g_t and L_t are treated
-as constants (section 3.3.1). Gates start from small random W; b_I is such that i_t starts at ``inner_lr``, and b_F such that
-f_t starts at ``forget``: near plain gradient descent.
+as constants (section 3.3.1). Gates start from small random W; b_I is such that i_t starts at ``inner_lr``, and b_F such
+that f_t starts at ``forget``: near plain gradient descent.
 
 Options: ``inner_steps`` is T; ``test_inner_steps`` may be a list, then the report has the accuracy after each number of
-steps, and the largest gives the result. ``augment_support`` adds changed copies of the support images.
+steps, and the largest gives the result. ``augment_support`` adds ``augment_copies`` changed copies of each support image,
+see `fsl_cli.augmentation`. ``train_queries`` per class. There is no ``inner_optimizer`` and no ``inner_weight_decay``: the
+gates are the optimizer, and 1 - f_t is the decay.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in MAML; ``inductive`` by the support set
 (MetaBN, Bronskill et al. 2020), which is what the authors do in tests, with averages over the steps. Tested with other ways

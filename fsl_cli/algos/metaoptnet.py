@@ -16,6 +16,10 @@ has the tested shots and more ways instead.
 Batch normalisation: while training by the images of the episode. In tests ``inductive`` normalises by the running averages
 of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
+Options: ``penalty`` is C, ``ridge`` see below, ``init_scale`` where gamma starts, ``label_smoothing`` e, ``batch_norm`` as
+said; ``train_ways``, ``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's
+(null: the same).
+
 Deviations: the dual is solved by the interior-point method of `fsl_cli.algos.crammer_singer` in double precision, not by
 qpth, and to the end, where the paper stops after three iterations; ``ridge`` on the diagonal of the kernel makes it
 strictly convex (the paper's problem has none). Gamma starts at 10, theirs at 1. The network is the configured backbone

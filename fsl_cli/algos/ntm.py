@@ -19,6 +19,11 @@ The memory starts almost empty (1e-6 everywhere) and every head on row 0.
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
 another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
 
+Options: ``hidden`` units of the controller; ``slots`` rows of ``width`` numbers; ``read_heads``; ``training``, what the
+loss is of: ``sequence`` every step of all images of an episode in random order, each to be named before its label is seen,
+``episode`` the queries that follow on the support set, ``both`` the mean of the two; ``train_queries`` per class;
+``batch_norm`` as said.
+
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
 backbone first, whose features are layer-normalised, where their controller sees pixels. Besides x_t and y_(t-1) the
 controller sees x_(t-1) again, and the heads see these inputs besides the controller's output; keys and what is added begin

@@ -19,8 +19,8 @@ that features of another size (a wider backbone, ``downsample=max_pool``) ask fo
 Batch normalisation: ``transductive`` normalises a query by its query batch, as MAML does; ``inductive`` by the support
 set (MetaBN, Bronskill et al. 2020). Support features, those of the prototypes too, are normalised by the support set.
 
-Deviations from the paper: on Meta-Dataset it uses a ResNet-18 that may be pre-trained, first-order gradients and episodes of
-varying ways and shots; here the backbone is trained from scratch on episodes of one shape, and derivatives are of second
+Deviations from the paper: on Meta-Dataset it uses a ResNet-18 that may be pre-trained, first-order gradients and episodes
+of varying ways and shots; here the backbone is trained from scratch on episodes of one shape, and derivatives are of second
 order by default. With ``augment_support`` the changed copies count in the prototypes.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.

@@ -10,6 +10,9 @@ paper finds worse: its logits lie between -2 and 0, so give it a ``scale`` aroun
 Batch normalisation: while training by the images of the episode, as in the authors' code. In tests ``inductive``
 normalises by the running averages of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
+Options: ``distance``, the factor ``scale`` of the logits and ``batch_norm`` as said; ``train_ways``, ``train_shots`` and
+``train_queries`` give the training episodes another shape than the tested task's (null: the same).
+
 Deviations from the paper: training has the 4,112 classes of the training split, where the paper's final models also have
 the 688 of validation. Unless an experiment file pins the paper's, the network is conv4 with strides and a mean over
 positions, not with max-pooling, and the schedule is shorter.

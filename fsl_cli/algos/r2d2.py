@@ -12,6 +12,9 @@ positive.
 Batch normalisation: while training by the images of the episode, as in the authors' code. In tests ``inductive``
 normalises by the running averages of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
+Options: ``init_lambda`` and ``init_alpha``, where lambda and alpha start; ``batch_norm`` as said; ``train_ways``,
+``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's (null: the same).
+
 Deviations: the offset beta of eq. 6 is left out, because one number added to all logits cancels in the softmax. Their code
 divides X and Y by sqrt(N*K), that is, its lambda counts N*K times, adds a constant feature, draws the shots of a training
 episode from 1..9, and trains its Omniglot network with 60 ways and a fixed lambda of 50. The network is the configured

@@ -17,6 +17,10 @@ that are rounded to 0 or 1, and if the scores were independent beliefs, the soft
 Batch normalisation: while training by the images, and in g by the pairs, of the episode. In tests ``inductive`` normalises
 by the running averages of training, ``transductive`` by the images and pairs of the episode, as in the authors' code.
 
+Options: ``filters`` of the blocks of g, ``hidden`` units of its hidden layer, ``combine`` and ``batch_norm`` as said;
+``train_ways``, ``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's (null:
+the same).
+
 Deviations from the paper: tests are inductive by default; the backbone is the one that is configured (the paper's pools
 twice, so that Omniglot's maps are 5x5; conv4's are 2x2); episodes may have ``train_ways`` classes, where the paper trains
 on what it tests; schedules are shorter.

@@ -11,9 +11,11 @@ gradient is theta - mean_i theta_i': ``torch.optim.SGD`` with ``lr`` = b is the 
 Options: as in the authors' code a training task has more shots (``train_shots``) than are tested, ``inner_optimizer=adam``
 has beta1 = 0, and the steps of a task, ``inner_steps`` in training and ``test_inner_steps`` in tests, look at mini-batches
 (``inner_batch``, ``test_inner_batch``) that are drawn without replacement, epoch by epoch. Training on whole support sets
-teaches next to nothing: what the paper's analysis finds in the update is that the gradients of different mini-batches
-come to agree. ``test_inner_steps`` may be a list, like ``[0,5,50]``: then the report has the accuracy after each number of
-steps, and the largest gives the result. ``augment_support`` adds changed copies of the support images.
+teaches next to nothing: what the paper's analysis finds in the update is that the gradients of different mini-batches come
+to agree. ``test_inner_steps`` may be a list, like ``[0,5,50]``: then the report has the accuracy after each number of
+steps, and the largest gives the result. ``inner_lr`` is their size, ``inner_weight_decay`` times the weight is added to the
+gradient. ``train_queries`` per class are for the log alone. ``augment_support`` adds ``augment_copies`` changed copies of
+each support image, see `fsl_cli.augmentation`.
 
 ``symmetric_head`` averages the update over all orders in which a task's classes could have been labelled. While the rows of
 the head are equal, which they are at the start, that leaves theta' of the body as it is and gives every row of the head the

@@ -14,6 +14,9 @@ rounded to 1 are not ties.
 Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
 averages of training, ``transductive`` by the images of the episode.
 
+Options: ``batch_norm`` as said; ``train_ways``, ``train_shots`` and ``train_queries`` give the training episodes another
+shape than the tested task's (null: the same).
+
 Deviations from the paper: the pairs as said above (the paper draws up to 150,000 pairs once); the offset b, which its
 formula does not have; h is the output of the backbone, without the paper's layer of 4,096 sigmoid units; alpha starts at
 the same negative number everywhere, so that close is alike from the start, and b where usual distances are undecided; Adam

@@ -1,13 +1,17 @@
 """SimpleShot: nearest centroid on transformed features of a pre-trained network (Wang, Chao, Weinberger & van der Maaten 2019).
 
 The network is trained to tell all classes of the training split apart (`fsl_cli.algos.pretraining`). In a test features
-are transformed, a class is the mean of its support features (section 2), and a query belongs to the nearest one in
-squared Euclidean distance d: its logits are -d.
+are transformed, z = t(f(x)), a class is the mean of its support features (section 2), and a query belongs to the nearest
+one in squared Euclidean distance:
+
+    c_n = mean_k z_nk,    logits_n = -|z - c_n|^2
 
 ``transform``: ``un`` leaves features as they are; ``l2n`` divides each by its length; ``cl2n`` first subtracts the mean
 feature of the training split, then divides by the length.
 
 Batch normalisation: while training by the mini-batch, in tests by the running averages.
+
+Options: ``transform`` as said; ``train_ways`` classes of a training mini-batch.
 
 Deviations: the mean feature is a running average over the mini-batches of training, with the momentum of batch
 normalisation, not a pass over the training split at its end. The logits are distances without a temperature, so the test

@@ -19,6 +19,9 @@ normalisation.
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
 another; ``transductive`` by all its images.
 
+Options: ``shots`` of the trained task, for T; ``filters`` of a dense block (the 128 above); ``train_queries`` per class;
+``batch_norm`` as said.
+
 Deviations from the paper: the backbone is the configured one, its features are layer-normalised. The pseudo-code has
 dilations 2, 4, 8, ..., with which no position would see the one before; here they are those of its figure 2, 1, 2, 4, ...
 Schedules are shorter.

@@ -179,20 +179,22 @@ def test_a_copy_trained_with_shuffled_labels_learns_nothing(name):
         return loss(changed(episodes, support_y=support_y, query_y=query_y))
 
     algorithm.loss = broken
-    train(algorithm, TRAIN, iterations=100)
+    train(algorithm, TRAIN, iterations=200)
     assert accuracy(algorithm, TEST, 100) < 0.4
 
 
 @EVERY
-def test_with_the_gradient_stopped_at_the_embeddings_it_learns_less(name):
+def test_with_the_gradient_stopped_at_the_embeddings_it_learns_much_less(name):
+    """Not nothing: the averages of batch normalisation and what compares the embeddings still learn."""
+
     class Stopped(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x).detach()
 
     torch.manual_seed(0)
     algorithm = METHODS[name](Stopped(MLP(SHAPE, widths=[32])), 32, SHAPE, train_ways=None)
-    train(algorithm, TRAIN, iterations=100)
-    assert accuracy(algorithm, TEST, 100) < 0.55
+    train(algorithm, TRAIN, iterations=200)
+    assert accuracy(algorithm, TEST, 100) < 0.4
 
 
 @EVERY

@@ -38,8 +38,8 @@ def threshold_of(means: torch.Tensor, sigma: float, alpha: float) -> float:
     return -2 * sigma * math.log(alpha / (1 + rho / sigma) ** (d / 2))
 
 
-def algorithm_1(h: torch.Tensor, labels: torch.Tensor, sigma: float, alpha: float) -> tuple[list[torch.Tensor], list[int]]:
-    """One episode: prototypes and their labels."""
+def algorithm_1(h: torch.Tensor, labels: torch.Tensor, sigma: float, alpha: float) -> tuple[torch.Tensor, list[int]]:
+    """One episode: what each image has in each prototype ``[S, M]``, and the labels of the prototypes."""
     centres = [h[labels == n].mean(0) for n in range(3)]
     names = [0, 1, 2]
     threshold = threshold_of(torch.stack(centres), sigma, alpha)
@@ -54,7 +54,7 @@ def algorithm_1(h: torch.Tensor, labels: torch.Tensor, sigma: float, alpha: floa
             if name == y:
                 z[i, c] = multivariate_normal.pdf(h[i], centres[c], sigma)
     z = z / z.sum(1, keepdim=True)
-    return [z[:, c] @ h / z[:, c].sum() for c in range(len(centres))], names
+    return z / z.sum(0), names
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 0.9])
@@ -65,7 +65,8 @@ def test_clusters_are_those_of_algorithm_1(sigma, alpha):
     logits = class_log_likelihoods(query, found, 3, torch.tensor(sigma).double())
     counts = set()
     for task in range(6):
-        prototypes, names = algorithm_1(h[task], LABELS, sigma, alpha)
+        shares, names = algorithm_1(h[task], LABELS, sigma, alpha)
+        prototypes = list(shares.T @ h[task])
         counts.add(len(names))
         exists = found.exists[task]
         assert found.labels[task][exists].tolist() == names
@@ -152,5 +153,10 @@ def test_the_gradient_of_the_prototypes_is_a_mean_by_held_assignments():
     h = points().requires_grad_()
     labels, sigma = LABELS.expand(6, -1), torch.tensor(0.3).double()
     found = infer_clusters(h, labels, 3, sigma, 0.5)
-    (gradient,) = torch.autograd.grad(found.prototypes[found.exists].sum(), h)
-    assert gradient.sum().item() == pytest.approx(4 * int(found.exists.sum()))  # the weights of a mean add up to 1
+    (gradient,) = torch.autograd.grad(found.prototypes[found.exists].square().sum(), h)
+    counts = set()
+    for task, x in enumerate(h.detach()):
+        shares, names = algorithm_1(x, LABELS, 0.3, 0.5)
+        counts.add(len(names))
+        torch.testing.assert_close(gradient[task], 2 * shares @ (shares.T @ x), rtol=1e-6, atol=1e-9)
+    assert max(counts) > 6  # with several clusters in a class the assignments are not all 0 or 1

@@ -247,12 +247,25 @@ def test_learns_and_serves_other_ways_and_shots(trained):
 
 @pytest.mark.parametrize(
     "options",
-    [{"per_step_batch_norm": False}, {"multi_step_iterations": 0}, {"inner_lr_learning": "none"}],
+    [
+        {"per_step_batch_norm": False},
+        {"multi_step_iterations": 0},
+        {"inner_lr_learning": "none"},
+        {"first_order_iterations": 60},
+        {"batch_norm": "inductive"},
+    ],
+    ids=str,
 )
-def test_learns_with_a_switch_off(options):
+def test_learns_with_a_switch_the_other_way(options):
     algorithm = learner(**({"inner_steps": 2, "multi_step_iterations": 60, "inner_lr": 0.3} | options))
     train(algorithm, TRAIN, iterations=120)
     assert accuracy(algorithm, TEST) > 0.6
+
+
+def test_running_averages_serve_a_trained_network_above_chance():
+    algorithm = learner(inner_steps=2, multi_step_iterations=60, batch_norm="running")
+    train(algorithm, TRAIN, iterations=120)
+    assert accuracy(algorithm, TEST) > 0.35
 
 
 class ShuffledSupport(MAMLPlusPlus):

@@ -173,6 +173,16 @@ def test_noise_is_at_chance(trained):
     sequences.assert_noise_is_at_chance(trained)
 
 
+def test_learns_from_whole_sequences_alone_as_in_the_paper():
+    algorithm = sequences.trained(sequences.learner(MANN, training="sequence", **SMALL), 120)
+    curve = evaluate(algorithm, sampler(Task(3, 1, 9)), 100, CPU, curves=True).curves["instance"].mean(0)
+    assert curve[0] < 0.6 < 0.7 < curve[1]
+
+
+def test_learns_from_the_queries_alone():
+    assert accuracy(sequences.trained(sequences.learner(MANN, training="episode", **SMALL), 60), sampler()) > 0.7
+
+
 def test_a_copy_trained_with_shuffled_support_labels_learns_nothing():
     broken = sequences.shuffled_support(MANN)
     algorithm = sequences.trained(sequences.learner(broken, training="episode", **SMALL), 60)

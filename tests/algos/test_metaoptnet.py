@@ -200,5 +200,5 @@ def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
 @pytest.mark.parametrize("broken", [shuffled, without_gradient])
 def test_a_broken_copy_learns_nothing(broken):
     algorithm = learner(broken(MetaOptNet))
-    train(algorithm, TRAIN, iterations=80, meta_batch=2)
+    train(algorithm, TRAIN, iterations=120, meta_batch=2)
     assert accuracy(algorithm, TEST, 100) < 0.35

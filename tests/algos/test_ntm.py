@@ -6,11 +6,12 @@ import pytest
 import sequences
 import torch
 from sequences import EXACT, normal, sampler, weights
-from small_training import accuracy
+from small_training import CPU, accuracy
 
 from fsl_cli.algos.memory import EMPTY, content_weights, erase_and_add, reads
 from fsl_cli.algos.ntm import NTM, Head, NTMCell, address, sharpen, shifted
 from fsl_cli.episodes import Task
+from fsl_cli.evaluation import evaluate
 
 SMALL = {"hidden": 16, "slots": 10, "width": 24, "read_heads": 2}
 
@@ -139,6 +140,13 @@ def test_learns_to_tell_unseen_classes_apart_with_other_shots_and_fewer_ways_too
 
 def test_noise_is_at_chance(trained):
     sequences.assert_noise_is_at_chance(trained)
+
+
+@pytest.mark.parametrize("training", ["both", "sequence"])
+def test_learns_from_whole_sequences_too(training):
+    algorithm = sequences.trained(sequences.learner(NTM, training=training, **SMALL), 120)
+    curve = evaluate(algorithm, sampler(Task(3, 1, 9)), 100, CPU, curves=True).curves["instance"].mean(0)
+    assert curve[0] < 0.6 < 0.7 < curve[1]
 
 
 def test_a_copy_trained_with_shuffled_support_labels_learns_nothing():

@@ -188,14 +188,18 @@ def test_noise_is_classified_at_chance(cls):
     assert is_at_chance(learner(cls), EpisodeSampler(noise_classes(), "test", TASK, 0), 200)
 
 
-class Shuffled(SimpleShot):
+def shuffled(cls: type[Pretrained]) -> type[Pretrained]:
     """A broken copy: the classes of a mini-batch are any classes."""
 
-    def loss(self, episodes):
-        return super().loss(replace(episodes, classes=torch.randint(60, episodes.classes.shape)))
+    class Shuffled(cls):
+        def loss(self, episodes):
+            return super().loss(replace(episodes, classes=torch.randint(60, episodes.classes.shape)))
+
+    return Shuffled
 
 
-def test_a_copy_trained_with_wrong_classes_learns_nothing():
-    algorithm = learner(Shuffled)
+@pytest.mark.parametrize("cls", METHODS)
+def test_a_copy_trained_with_wrong_classes_learns_nothing(cls):
+    algorithm = learner(shuffled(cls))
     train(algorithm, TRAIN, iterations=200, meta_batch=1)
     assert accuracy(algorithm, TEST, 100) < 0.4

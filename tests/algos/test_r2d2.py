@@ -158,5 +158,5 @@ def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
 @pytest.mark.parametrize("broken", [shuffled, without_gradient])
 def test_a_broken_copy_learns_nothing(broken):
     algorithm = learner(broken(R2D2))
-    train(algorithm, TRAIN, iterations=100)
+    train(algorithm, TRAIN, iterations=200)
     assert accuracy(algorithm, TEST) < 0.35
