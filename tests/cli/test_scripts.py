@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -114,12 +115,18 @@ def test_an_interrupted_leaderboard_leaves_no_training_behind(number, tmp_path):
     words = ("--jobs", "2", "methods=protonet,maml", *BOARD, "minutes=9", "dataset=glyphs", f"out={tmp_path / 'board'}")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     states = [tmp_path / "board" / name / "status.json" for name in ("protonet", "maml")]
-    with subprocess.Popen([SCRIPTS / "leaderboard.sh", *words], cwd=tmp_path, env={**os.environ, "PATH": path}) as script:
+    environment = {**os.environ, "PATH": path}
+    script = subprocess.Popen([SCRIPTS / "leaderboard.sh", *words], cwd=tmp_path, env=environment, start_new_session=True)
+    try:
         wait_for(lambda: all(state.exists() and (state.parent / "metrics.jsonl").exists() for state in states))
         script.send_signal(number)
         assert script.wait(60) == 130
+        running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+        script.wait()
     assert [json.loads(state.read_text())["state"] for state in states] == ["interrupted"] * 2
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in running
 
 
