@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 TOOLS := .tools
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 READY := $(VENV)/.ready
-PIP := --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore
+PIP := --quiet --disable-pip-version-check --no-warn-script-location
+export PIP_ROOT_USER_ACTION := ignore
 BOOT := $(TOOLS)/bin/python
 
 .DEFAULT_GOAL := help

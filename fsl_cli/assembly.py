@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -105,6 +106,25 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
         images = max(each.ways * (each.shots + each.queries) for each in (train_task, task))
         used.task_chunk = hardware.automatic_chunk(used.device, images * math.prod(image_shape))
     return Parts(dataset, algorithm, used, task, train_task)
+
+
+def build_optimizer(node: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that ``train.optimizer`` describes, after a trial step on copies of the parameters.
+
+    Raises:
+        FslError: it refuses its options or these parameters, or needs more than their gradients to take a step.
+    """
+    copies = [nn.Parameter(torch.zeros_like(each)) for each in parameters]
+    for each in copies:
+        each.grad = torch.zeros_like(each)
+    trial = build.build(node, "train.optimizer", {"params": copies})
+    try:
+        trial.step()
+    except Exception as error:  # each has its own way to say so
+        what = f"{node['_target_']} cannot be used here: {first_line(error)}"
+        hint = "use torch.optim.Adam, AdamW, SGD or another one like them"
+        raise FslError(what, where="train.optimizer", hint=hint) from error
+    return build.build(node, "train.optimizer", {"params": parameters})
 
 
 def _task_problems(dataset: Dataset, splits: tuple[SplitName, ...], train_task: Task, task: Task) -> list[FslError]:

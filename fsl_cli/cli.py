@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from fsl_cli import processes
-from fsl_cli.errors import FslError, Problems, close_match, first_line
+from fsl_cli.errors import FslError, Problems, close_match, keep_traceback
 
 VERBS = {
     "train": "meta-train, validate and test; -m runs a sweep",
@@ -43,7 +43,8 @@ def _exit_code(words: list[str]) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
-        return _unexpected(error)
+        print(f"error: {keep_traceback(error)}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(words: list[str]) -> int:
@@ -69,17 +70,3 @@ def _dispatch(words: list[str]) -> int:
         return 0
     words.remove(verb)
     return int(importlib.import_module(f"fsl_cli.commands.{verb}").main(words))
-
-
-def _unexpected(error: Exception) -> int:
-    """A bug: one line, and the traceback in a file for the report."""
-    import tempfile
-    import traceback
-
-    with tempfile.NamedTemporaryFile("w", prefix="fsl-error-", suffix=".log", delete=False) as file:
-        traceback.print_exception(type(error), error, error.__traceback__, file=file)
-    print(
-        f"error: unexpected {type(error).__name__}: {first_line(error)} (traceback: {file.name})",
-        file=sys.stderr,
-    )
-    return 1

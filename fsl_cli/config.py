@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -162,7 +161,7 @@ def validate(config: dict[str, Any]) -> Settings:
         else:
             problems += build.check(node, where, runtime)
     if not problems:
-        problems += _engine_problems(config) + _optimizer_problems(config["train"]["optimizer"])
+        problems += _engine_problems(config)
     try:
         settings = Settings(**config)
     except ValidationError as error:
@@ -178,19 +177,3 @@ def _engine_problems(config: dict[str, Any]) -> list[FslError]:
         return []
     what = f"{engine} is not valid: {config['algo'].get('name')} has no inner loop to run"
     return [FslError(what, where="hardware.engine", hint="leave it at auto")]
-
-
-def _optimizer_problems(node: dict[str, Any]) -> list[FslError]:
-    """An optimizer that refuses its options, or cannot take a step from dense gradients alone."""
-    parameter = torch.nn.Parameter(torch.zeros(2, 2))
-    parameter.grad = torch.zeros(2, 2)
-    try:
-        build.build(node, "train.optimizer", {"params": [parameter]}).step()
-    except FslError as error:
-        return [error]
-    except (TypeError, RuntimeError) as error:
-        what = f"{node['_target_']} cannot be used here: {first_line(error)}"
-        return [FslError(what, where="train.optimizer", hint="use torch.optim.Adam, AdamW, SGD or another one like them")]
-    except AssertionError:  # options for GPUs, tried on a processor
-        pass
-    return []

@@ -10,17 +10,20 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from fsl_cli import processes
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy", "scipy", "wandb", "rich", "learn2learn")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """The content of ``env.json``."""
+    import torch  # fsl doctor uses the rest of this module to say that it is missing
+
     return {
         "fsl": version("fsl-cli"),
         "git_commit": git_commit(),

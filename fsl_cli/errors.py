@@ -28,6 +28,16 @@ class FslError(Exception):
         return _rebuild, (self.what, self.where, self.hint)
 
 
+def keep_traceback(error: Exception) -> str:
+    """Write the traceback of a bug to a file, for the report. Returns one line that says what and where it is."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="fsl-error-", suffix=".log", delete=False) as file:
+        traceback.print_exception(type(error), error, error.__traceback__, file=file)
+    return f"unexpected {type(error).__name__}: {first_line(error)} (traceback: {file.name})"
+
+
 class Problems(FslError):
     """Several problems found together; each is printed as its own line."""
 

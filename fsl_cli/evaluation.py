@@ -120,7 +120,7 @@ class Forward:
 def _unit(episodes: int, hardware: Hardware) -> int:
     """What the processes' shares are multiples of: chunks, so that each computes the very chunks of one process."""
     chunk = hardware.processes.from_first(lambda: hardware.task_chunk)  # it may have shrunk in some of them
-    return chunk if chunk * hardware.processes.size <= episodes else _EPISODES
+    return chunk if 4 * chunk * hardware.processes.size <= episodes else _EPISODES  # else some would have much more to do
 
 
 def _table(

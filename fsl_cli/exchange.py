@@ -14,7 +14,7 @@ from fsl_cli.running_averages import RunningAverages
 class Exchange:
     """Sums gradients and metrics over the processes and joins what they did to the module's buffers.
 
-    `RunningAverages` move with every episode, r <- (1-m) r + m b, in the order of the episodes. The n moves of one process
+    `RunningAverages` move with every batch, r <- (1-m) r + m b, in the order of the episodes. The n moves of one process
     are r <- (1-m)^n r + s, and s follows from the averages before and after; these maps are composed in the order of the
     processes, which is the order of the episodes. So the averages are those of one process, to rounding. Any other
     buffer becomes that of process 0, which always has episodes. Whatever the module's layers, all processes leave

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from fsl_cli import build, checkpoint, console, environment, processes, report
-from fsl_cli.assembly import Parts, assemble
+from fsl_cli import checkpoint, console, environment, processes, report
+from fsl_cli.assembly import Parts, assemble, build_optimizer
 from fsl_cli.config import Settings
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.pictures import draw_episode
-from fsl_cli.run_folder import RunFolder
+from fsl_cli.run_folder import RunFolder, already_holds_a_run
 from fsl_cli.signals import held_back
 from fsl_cli.stats import t_interval
 from fsl_cli.tracking import JsonLines, WandbRun
@@ -45,7 +45,7 @@ class Experiment:
         self.parts = assemble(settings, trained_ways=settings.task.ways, splits=("train", "val", "test"))
         self.training = Training(
             self.parts.algorithm,
-            build.build(settings.train.optimizer, "train.optimizer", {"params": self.parts.algorithm.parameters()}),
+            build_optimizer(settings.train.optimizer, list(self.parts.algorithm.parameters())),
             self.parts.sampler("train", settings.seed),
             settings.train,
             self.parts.hardware,
@@ -65,6 +65,9 @@ class Experiment:
     def _open(self, stack: ExitStack) -> list[Any]:
         """Start the files of the run folder and the trackers, JSON lines and W&B, which ``stack`` closes."""
         folder, settings = self.folder, self.settings
+        if self.start is None:
+            folder.claim()
+        folder.forget_results()
         folder.write_config(self.config)
         folder.write_json(folder.env, environment.describe(self.parts.hardware.device))
         folder.write_status("running", iteration=self.training.progress.iteration)
@@ -153,6 +156,8 @@ class Experiment:
         self.training.load_state_dict(payload)
         if path == self.folder.last:
             self.wandb_id = payload["wandb_id"]
+        elif not (path.parent / "best.pt").is_file():
+            self.training.progress.best_accuracy = -1.0  # what was best is not here to be tested
 
     def _copy_history(self, path: Path) -> None:
         """Bring along what an earlier run folder knows: its metrics and its best checkpoint."""
@@ -201,6 +206,7 @@ def _resume_point(settings: Settings, folder: RunFolder) -> Path | None:
     Raises:
         FslError: there is none where one was asked for, or a run would be overwritten.
     """
+    path = None
     if settings.resume == "auto":
         return folder.last if folder.last.is_file() else None
     if isinstance(settings.resume, str):
@@ -208,11 +214,8 @@ def _resume_point(settings: Settings, folder: RunFolder) -> Path | None:
         path = RunFolder(path).last if path.is_dir() else path
         if not path.is_file():
             raise FslError("there is no such checkpoint", where=f"resume={settings.resume}", hint="name a run folder")
-        return path
+        if folder.last.is_file() and path.samefile(folder.last):
+            return folder.last
     if folder.config.exists():
-        raise FslError(
-            "already holds a run",
-            where=str(folder.path),
-            hint="go on with resume=auto, or choose another hydra.run.dir",
-        )
-    return None
+        raise already_holds_a_run(folder.path)
+    return path

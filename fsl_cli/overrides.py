@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,14 +23,8 @@ _FLAGS_WITH_VALUE = {
     "-c",
     "--package",
     "-p",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
 }
-_FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help", "--run", "-r", "--shell-completion", "-sc"}
+_FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -44,7 +38,9 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = iter(arguments)
     for word in rest:
         name = word.split("=")[0]
-        if name in _FLAGS or (name in _FLAGS_WITH_VALUE and "=" in word):
+        if word in ("--info", "-i"):
+            flags.append("--info=all")  # Hydra would take the next word for what to show
+        elif name in _FLAGS or (name in _FLAGS_WITH_VALUE and "=" in word):
             flags.append(word)
         elif name in _FLAGS_WITH_VALUE:
             value = next(rest, None)
@@ -110,6 +106,13 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     return _jobs(parse(overrides))
 
 
+def swept(every_job: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """For each job of a sweep, the keys that have other values in other jobs, with their values."""
+    values = [dict(word.lstrip("+").split("=", 1) for word in job if "=" in word) for job in every_job]
+    keys = [key for key in values[0] if len({each.get(key) for each in values}) > 1]
+    return [{key: each[key] for key in keys} for each in values]
+
+
 def compose_config(config_name: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     """Compose a configuration as Hydra's own command line would.
 
@@ -133,6 +136,10 @@ def _hydra() -> Iterator[None]:
 
 
 def _jobs(parsed: list[Override]) -> list[list[str]]:
+    for each in parsed:
+        if each.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+            what = "globs and intervals are not swept"
+            raise FslError(what, where=each.input_line or each.key_or_group, hint="name the values: a,b,c or range(1,10)")
     return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 

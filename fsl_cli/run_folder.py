@@ -93,6 +93,25 @@ class RunFolder:
         self.episodes, self.curves = path / "episodes.npz", path / "curves.png"
         self.best, self.last = path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt"
 
+    def claim(self) -> None:
+        """Make this the folder of the calling process, even if another one was started in the same second.
+
+        Raises:
+            FslError: another run has been here, or the folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config.touch(exist_ok=False)
+        except OSError as error:
+            if self.config.exists():
+                raise already_holds_a_run(self.path) from error
+            raise unwritable(self.path, error) from error
+
+    def forget_results(self) -> None:
+        """Remove what an earlier end of this run has left: it is not the result of a run that goes on."""
+        for path in (self.results, self.episodes, self.curves):
+            path.unlink(missing_ok=True)
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """``config.yaml``: the resolved configuration."""
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
@@ -125,6 +144,12 @@ class RunFolder:
     def write_episodes(self, arrays: Mapping[str, np.ndarray]) -> None:
         """``episodes.npz``: one row per test episode."""
         write_atomically(self.episodes, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def already_holds_a_run(path: Path) -> FslError:
+    """The `FslError` for a folder whose run would be overwritten."""
+    hint = "go on with resume=auto, or choose another hydra.run.dir"
+    return FslError("already holds a run", where=str(path), hint=hint)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,15 +1,15 @@
-"""Averages that move with every episode of training."""
+"""Averages that move in the course of training."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 
-class RunningAverages(nn.Module):
-    """Buffers r that move towards the value b of every episode: r <- (1-m) r + m b.
+class RunningAverages(nn.Module, ABC):
+    """Buffers r that move towards the value b of every batch: r <- (1-m) r + m b.
 
     Processes that share the episodes of an outer step compose what each did to them, see `fsl_cli.exchange`.
 

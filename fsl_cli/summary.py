@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fsl_cli import console
@@ -17,15 +17,24 @@ from fsl_cli.run_folder import RunFolder, read_json, write_text
 COLUMNS = ("run", "algo", "dataset", "ways", "shots", "seed", "episodes", "accuracy %", "± 95% CI", "mode", "state")
 
 
-def row(folder: Path, name: str) -> dict[str, str]:
+def with_columns(further: Iterable[str]) -> tuple[str, ...]:
+    """The columns of a table with some more behind the first, but none that says again what another one says."""
+    said = {"algo", "dataset", "seed", "task.ways", "task.shots"}
+    return (COLUMNS[0], *(name for name in further if name not in said), *COLUMNS[1:])
+
+
+def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
     """One line of a table: the results of a run, or why there are none.
 
     Args:
         folder: run folder, complete or not.
         name: what to call it.
+        error: why the latest attempt has left no results there, whatever an earlier one has left.
     """
     run = RunFolder(folder)
     results, status = read_json(run.results), read_json(run.status) or {"state": "failed"}
+    if error is not None:
+        status = {"state": "failed", "error": error}
     state = str(status["state"])
     if results is None or state == "failed":
         reason = str(status.get("error", "no results"))
@@ -53,35 +62,29 @@ def _described(run: RunFolder) -> dict[str, str]:
     return {key: str(value) for key, value in (described | config["task"]).items() if key in COLUMNS}
 
 
-def markdown(rows: Sequence[dict[str, str]]) -> str:
+def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> str:
     """Rows as a Markdown table."""
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    lines += [[each[column].replace("|", "\\|") for column in COLUMNS] for each in rows]
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[each[column].replace("|", "\\|") for column in columns] for each in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def comma_separated(rows: Sequence[dict[str, str]]) -> str:
+def comma_separated(rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> str:
     """Rows as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path) -> int:
+def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path, columns: Sequence[str] = COLUMNS) -> int:
     """Write and print a table. Returns 1 if a run in it has failed, else 0."""
-    write_text(markdown_file, markdown(rows))
-    write_text(csv_file, comma_separated(rows))
-    console.table("results", COLUMNS, [[each[column] for column in COLUMNS] for each in rows])
+    write_text(markdown_file, markdown(rows, columns))
+    write_text(csv_file, comma_separated(rows, columns))
+    console.table("results", columns, [[each[column] for column in columns] for each in rows])
     console.say(f"tables  {markdown_file}  {csv_file}")
     return int(any(each["state"] != "done" for each in rows))
-
-
-def report_sweep(folder: Path) -> int:
-    """The table of a sweep, from its job folders 0, 1, ... Returns 1 if a job has failed, else 0."""
-    jobs = sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name))
-    return report([row(job, job.name) for job in jobs], folder / "results.md", folder / "results.csv")
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 fsl=${FSL:-$(PATH="$here/.venv/bin:$PATH" command -v fsl)} || { echo "error: fsl is not installed (run: make setup)" >&2; exit 2; }
 python=$(dirname "$fsl")/python
+[ -x "$python" ] || python=$(sed -n '1s/^#! *//p' "$fsl") # installed for a user alone, it lies elsewhere
 
 jobs=1 minutes=10 episodes=1000 out='' methods='' overrides=()
 while [ $# -gt 0 ]; do
@@ -34,16 +35,25 @@ case $jobs in '' | *[!0-9]* | 0) echo "error: --jobs: $jobs is not valid: use a 
 
 given=" ${overrides[*]-} "
 case $given in *" dataset="*) ;; *) overrides=(dataset=omniglot ${overrides[@]+"${overrides[@]}"}) ;; esac
-cores=$(getconf _NPROCESSORS_ONLN)
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 threads=$((cores / jobs > 0 ? cores / jobs : 1))
 common=("train.max_minutes=$minutes" train.iterations=1000000000 train.schedule_by=minutes "eval.episodes=$episodes")
 case $given in *" hardware.threads="*) ;; *) common+=("hardware.threads=$threads") ;; esac
 common+=(${overrides[@]+"${overrides[@]}"})
 if [ -z "$methods" ]; then
   # Without learning there is nothing to spend minutes on.
-  methods=$("$fsl" ls algo | sed -n 's/^algo=\([^\t]*\).*/\1/p' | sed '/^nearest$/d' | paste -sd,)
+  methods=$("$fsl" ls algo | cut -f1 | sed -n 's/^algo=//p' | sed '/^nearest$/d' | paste -sd, -)
+  [ -n "$methods" ] || { echo "error: fsl ls algo names no method (run: fsl doctor)" >&2; exit 2; }
   methods+=,nearest+train.iterations=1,nearest+algo.space=network+train.iterations=1
 fi
+every=() part=''
+IFS=, read -ra words <<<"$methods"
+for word in "${words[@]}"; do # a comma in brackets belongs to a list: test_inner_steps=[0,1]
+  part+=${part:+,}$word
+  opened=${part//[^\[]/} closed=${part//[^\]]/}
+  [ ${#opened} -gt ${#closed} ] || { every+=("$part"); part=''; }
+done
+[ -z "$part" ] || { echo "error: methods: $part is not valid: it has no closing bracket" >&2; exit 2; }
 name=$(printf '%s\n' "${overrides[@]}" | sed -n 's/^dataset=//p' | tail -1)
 out=${out:-outputs/leaderboard/${name}_${minutes}min}
 mkdir -p "$out" || exit 2
@@ -51,7 +61,7 @@ out=$(cd "$out" && pwd)
 
 # Rows of other settings beside each other would not be a comparison.
 if [ -e "$out/settings" ] && ! diff -q "$out/settings" <(printf '%s\n' "${common[@]}") >/dev/null; then
-  echo "error: $out: holds rows with other settings ($(paste -sd' ' "$out/settings")): use another out=" >&2
+  echo "error: $out: holds rows with other settings ($(paste -sd' ' - <"$out/settings")): use another out=" >&2
   exit 2
 fi
 printf '%s\n' "${common[@]}" >"$out/settings"
@@ -81,14 +91,6 @@ PYTHON
 }
 trap 'kill $(jobs -p) 2>/dev/null; wait; exit 130' INT TERM
 
-every=() part=''
-IFS=, read -ra words <<<"$methods"
-for word in "${words[@]}"; do # a comma in brackets belongs to a list: test_inner_steps=[0,1]
-  part+=${part:+,}$word
-  opened=${part//[^\[]/} closed=${part//[^\]]/}
-  [ ${#opened} -gt ${#closed} ] || { every+=("$part"); part=''; }
-done
-[ -z "$part" ] || { echo "error: methods: $part is not valid: it has no closing bracket" >&2; exit 2; }
 rows=()
 for method in "${every[@]}"; do
   folder=$(row_folder "$method")
@@ -97,7 +99,7 @@ for method in "${every[@]}"; do
     echo "== $method  kept"
     continue
   fi
-  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do sleep 0.2; done
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do sleep 1; done
   echo "== $method  training for $minutes min"
   train "$method" &
 done

@@ -13,6 +13,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 fsl=${FSL:-$(PATH="$here/.venv/bin:$PATH" command -v fsl)} || { echo "error: fsl is not installed (run: make setup)" >&2; exit 2; }
 python=$(dirname "$fsl")/python
+[ -x "$python" ] || python=$(sed -n '1s/^#! *//p' "$fsl") # installed for a user alone, it lies elsewhere
 
 ways=5 shots=1 episodes=1000 out=outputs/meta_test/$(date +%Y-%m-%d_%H-%M-%S)
 runs=() overrides=()
@@ -30,19 +31,26 @@ for word in "$@"; do
     shots=*) shots=${word#*=} ;;
     episodes=*) episodes=${word#*=} ;;
     out=*) out=${word#*=} ;;
-    *[*?[]*) # a quoted glob
-      mapfile -t found < <(compgen -G "$word" | sort -V)
-      [ ${#found[@]} -gt 0 ] || found=("$word")
-      for run in "${found[@]}"; do add_run "$run"; done ;;
-    *=*) if [ -d "$word" ]; then add_run "$word"; else overrides+=("$word"); fi ;;
-    *) add_run "$word" ;;
+    *)
+      if compgen -G "$word" >/dev/null; then # a folder, or a quoted glob
+        while IFS= read -r run; do add_run "$run"; done < <(compgen -G "$word" | sort -V)
+      elif [[ $word == *=* ]]; then
+        overrides+=("$word")
+      else
+        add_run "$word" # which is not there, as its row is going to say
+      fi ;;
   esac
 done
 if [ ${#runs[@]} -eq 0 ]; then
   echo "error: which runs? (scripts/meta_test.sh outputs/train/FOLDER ways=5,20 shots=1,5)" >&2
   exit 2
 fi
+if [ -n "$(ls -A "$out" 2>/dev/null)" ]; then
+  echo "error: $out: is not empty: choose another out=" >&2
+  exit 2
+fi
 mkdir -p "$out" || exit 2
+trap 'exit 130' INT TERM # fsl itself ends as a program does that was asked to
 
 number=0 rows=()
 for run in "${runs[@]}"; do

@@ -303,7 +303,7 @@ def memory_that_runs_out_in_one_is_its_own_affair(folder: Path) -> None:
 def evaluation_is_that_of_one_process(folder: Path) -> None:
     sampler = EpisodeSampler(striped_classes(60, seed=1), "test", TASK, 0)
     for algorithm in (ProtoNet(TinyNet()), ProtoNet(TinyNet(), batch_norm="transductive"), meta_sgd()):
-        for episodes, chunk in ((3, 8), (61, 8), (61, 3), (20, 16)):
+        for episodes, chunk in ((3, 8), (61, 8), (61, 3), (300, 20)):
             counted: list[int] = []
             for used in (ALONE, processes.current()):
                 counted.clear()

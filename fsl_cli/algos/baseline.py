@@ -9,8 +9,8 @@ features of each task by gradient descent with momentum on the cross-entropy,
 Batch normalisation: while training by the mini-batch, in tests by the running averages.
 
 Options: ``test_steps`` of size ``test_lr`` with ``test_momentum``, ``test_dampening`` and ``test_weight_decay`` fit the
-classifier: v <- momentum v + (1 - dampening) (g + decay theta), theta <- theta - lr v, where g is the gradient and the
-first v is undampened, as in PyTorch; ``train_ways`` classes of a training mini-batch.
+classifier: v <- momentum v + (1 - dampening) (g + decay theta), theta <- theta - lr v, where g is the gradient and, as
+in PyTorch, nothing is dampened in the first step and without momentum; ``train_ways`` classes of a training mini-batch.
 
 Deviations: the classifier starts at zero and each of the ``test_steps`` steps uses the whole support set; theirs starts at
 random and goes through mini-batches of 4 images for 100 epochs (200 steps with five support images). So a test draws no

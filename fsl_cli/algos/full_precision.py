@@ -1,4 +1,4 @@
-"""What is computed from embeddings in a few numbers each needs all digits, whatever the precision of the network."""
+"""What is computed from the embeddings of a few images needs all digits, whatever the precision of the network."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ For each task, K gradient steps on the support loss from the meta-learned initia
 
 and the outer loss is L_query(theta') averaged over tasks, differentiated through the steps (eq. 1).
 
-With theta = (body, head), the other four differ in one thing each:
+With theta = (body, head), what the other four do instead:
 
 - FOMAML (``algo=fomaml``, section 5.2): the inner gradient is a constant, so that theta moves by grad L_query(theta').
 - ANIL (``algo=anil``, Raghu et al. 2020): the inner loop moves the head alone, head' = head - alpha * grad_head L_support.
@@ -29,7 +29,7 @@ support set (MetaBN, Bronskill et al. 2020). Tested with other ways than trained
 Deviations from the paper: schedules are shorter unless an experiment file pins the paper's; batch normalisation has
 epsilon 1e-5 (TensorFlow's was 1e-3); the head starts at zero, not at a random normal, which trains faster and makes the
 initialisation blind to the order of the labels (BOIL's starts as PyTorch's do, without which no gradient would reach
-the body). ANIL's and BOIL's papers pair MAML's schedule with other networks and data sets; here they have MAML's defaults.
+the body). ANIL, BOIL and Meta-SGD have MAML's defaults; BOIL's paper has no such task, ANIL's has 20 ways.
 Meta-SGD's alpha starts at one number for all weights, not at random ones.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.

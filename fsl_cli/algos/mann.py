@@ -43,6 +43,7 @@ interval over 1,000 test episodes). On the 1st, 2nd, 3rd, 4th, 5th and 10th imag
 94.8 %. The paper: 36.4, 82.8, 91.0, 92.6, 94.9, 98.1 %. ``scripts/leaderboard.sh --jobs 2 methods=mann``
 
     fsl train algo=mann dataset=omniglot
+    fsl train experiment=mann_omniglot_5w1s                  # whole sequences, as in the paper, for longer
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli.algos.full_precision import full_precision
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes, Task
 
@@ -127,4 +128,5 @@ class CosineHead(ClassHead):
 
     def forward(self, features: Tensor) -> Tensor:
         """``[B, D]`` to ``[B, classes]``."""
-        return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T
+        with full_precision(features) as (features,):
+            return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T

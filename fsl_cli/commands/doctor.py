@@ -69,7 +69,10 @@ def _folders(problems: list[str]) -> list[tuple[str, str]]:
 
 
 def _contents(path: Path) -> str:
-    names = sorted(each.name for each in path.iterdir() if not each.name.startswith(".")) if path.is_dir() else []
+    try:
+        names = sorted(each.name for each in path.iterdir() if not each.name.startswith(".")) if path.is_dir() else []
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     return ", ".join(names) or "empty"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fsl_cli.run_folder import RunFolder, check_writable, known_runs
 # Overrides that change how a trained model is tested; everything else belongs to training.
 SECTIONS = ("task", "eval", "hardware", "dataset", "algo", "backbone", "data_dir", "cache_dir")
 SWAPPABLE = ("dataset", "hardware")
+FOLDERS = {"data_dir": "FSL_DATA_DIR", "cache_dir": "FSL_CACHE_DIR"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,6 +61,9 @@ def apply(saved: dict[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
         Problems: overrides of keys that do not exist or that only matter in training.
     """
     config = OmegaConf.create(saved)
+    for key, variable in FOLDERS.items():
+        if os.environ.get(variable):
+            config[key] = os.environ[variable]  # the run may have been trained on another machine
     keys = [key for key in overrides.all_keys(config) if key.split(".")[0] in SECTIONS]
     problems = []
     for each in sorted(parsed, key=lambda each: each.key_or_group not in SWAPPABLE):  # groups first, then their keys
@@ -101,6 +106,7 @@ def _evaluate(config: dict[str, Any], trained: RunFolder, folder: RunFolder, tra
     console.say(report.header(settings, parts), style="bold")
     console.say(f"run     {trained.path}, checkpoint {path.stem}, iteration {payload['progress']['iteration']}")
     console.say(f"folder  {folder.path}")
+    folder.claim()
     folder.write_config(config)
     folder.write_json(folder.env, environment.describe(parts.hardware.device))
     results = report.meta_test(settings, parts, folder, path.stem, payload["progress"]["iteration"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from omegaconf import DictConfig
 from fsl_cli import console, overrides, processes
 from fsl_cli.conf_files import conf_dir
 from fsl_cli.config import resolve, validate
-from fsl_cli.errors import FslError, Problems, first_line, raise_all
+from fsl_cli.errors import FslError, Problems, first_line, keep_traceback, raise_all
 from fsl_cli.run_folder import RunFolder, check_writable
 from fsl_cli.signals import held_back
 
@@ -29,12 +31,21 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
+@dataclass
+class Outcome:
+    """How a job ended: its folder, exit code, and why if there is nothing to be read there."""
+
+    folder: Path
+    code: int = INTERRUPTED
+    error: str | None = None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the verb. Returns the exit code."""
     flags, words = overrides.split_flags(arguments)
     multirun = "-m" in flags or "--multirun" in flags
     overrides.check("train", words)
-    outcomes: list[int] = []
+    outcomes: list[Outcome] = []
     if not {flag.split("=")[0] for flag in flags} <= {"-m", "--multirun"}:  # Hydra's own: they only show something
         _hydra_main([*flags, *words], outcomes)
         return 0
@@ -42,17 +53,27 @@ def main(arguments: Sequence[str]) -> int:
     folder = several.from_first(lambda: _check_everything(words, multirun))
     if several.size > 1:
         words.append(f"hydra.run.dir='{folder}'")  # each process would read its own clock
-    if multirun and not any(word.startswith("hydra.sweep.dir=") for word in words):
+    every_job = overrides.jobs(words)
+    if multirun:
         words.append(f"hydra.sweep.dir='{folder}'")  # Hydra would read the clock again
+    interrupted = False
     try:
         _hydra_main([*flags, *words], outcomes)
     except KeyboardInterrupt:
-        outcomes.append(INTERRUPTED)
-    if not multirun:
-        return max(outcomes)
+        interrupted = True
+    code = max([INTERRUPTED * interrupted, *(each.code for each in outcomes)])
+    return max(code, _report(folder, outcomes, overrides.swept(every_job))) if multirun else code
+
+
+def _report(folder: Path, outcomes: Sequence[Outcome], swept: Sequence[dict[str, str]]) -> int:
+    """The table of a sweep. Returns 1 if a job has failed, else 0."""
     from fsl_cli import summary
 
-    return max([summary.report_sweep(folder), *outcomes])
+    rows = []
+    for outcome, values in zip(outcomes, swept, strict=False):  # an interrupted sweep has not come to all of them
+        rows.append(summary.row(outcome.folder, os.path.relpath(outcome.folder, folder), outcome.error) | values)
+    columns = summary.with_columns(swept[0])
+    return summary.report(rows, folder / "results.md", folder / "results.csv", columns)
 
 
 def _check_everything(words: Sequence[str], multirun: bool) -> Path:
@@ -76,34 +97,36 @@ def _check_everything(words: Sequence[str], multirun: bool) -> Path:
     return folder
 
 
-def _hydra_main(arguments: Sequence[str], outcomes: list[int]) -> None:
+def _hydra_main(arguments: Sequence[str], outcomes: list[Outcome]) -> None:
     def job(config: DictConfig) -> None:
-        outcomes.append(run_job(config))
+        outcomes.append(Outcome(Path(HydraConfig.get().runtime.output_dir)))
+        run_job(config, outcomes[-1])
 
     sys.argv = ["fsl train", *arguments]
     hydra.main(version_base="1.3", config_path=str(conf_dir().absolute()), config_name="train")(job)()
 
 
-def run_job(config: DictConfig) -> int:
-    """One run inside Hydra. Returns its exit code; what goes wrong is printed, logged and in ``status.json``."""
+def run_job(config: DictConfig, outcome: Outcome) -> None:
+    """One run inside Hydra, and how it ended; what goes wrong is printed, logged and in ``status.json``."""
     hydra_config = HydraConfig.get()
-    folder = RunFolder(Path(hydra_config.runtime.output_dir))
+    folder = RunFolder(outcome.folder)
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
     group = Path(hydra_config.sweep.dir).name if in_sweep else None
     if in_sweep:
         console.say(f"job {hydra_config.job.num}  {' '.join(hydra_config.overrides.task)}", style="bold cyan")
-    plain = resolve(config)
     try:
-        return _train(plain, folder, group)
+        outcome.code = _train(resolve(config), folder, group)
+        return
     except FslError as error:
-        console.fail(str(error))
-        if not processes.current().first:
-            return 2
+        outcome.code, outcome.error = 2, str(error)
+    except Exception as error:  # before there was a run with a log
+        outcome.code, outcome.error = 1, keep_traceback(error)
+    console.fail(outcome.error)
+    if processes.current().first:
         if in_sweep and not folder.config.exists():  # the table at the end says why there is no result
-            folder.write_status("failed", error=str(error))
+            folder.write_status("failed", error=outcome.error)
         elif folder.path.is_dir() and not any(folder.path.iterdir()):  # Hydra makes it before the run is checked
             folder.path.rmdir()
-        return 2
 
 
 def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
@@ -124,7 +147,7 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
         iteration = experiment.training.progress.iteration
         with held_back():  # an impatient second Ctrl-C
             folder.write_status("interrupted", iteration=iteration)
-            console.warn(f"interrupted at iteration {iteration}; go on with the same command and resume={folder.path}")
+            console.warn(f"interrupted at iteration {iteration}; {_how_to_go_on(folder)}")
         raise
     except FslError as error:
         folder.write_status("failed", error=str(error))
@@ -138,6 +161,14 @@ def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
         signal.signal(signal.SIGTERM, previous)
         console.log.removeHandler(log_file)
         log_file.close()
+
+
+def _how_to_go_on(folder: RunFolder) -> str:
+    if not folder.last.is_file():
+        return "nothing has been saved yet"
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return f"go on with the same command, hydra.sweep.dir={HydraConfig.get().sweep.dir} and resume=auto"
+    return f"go on with the same command and resume={folder.path}"
 
 
 def _follow(experiment: Experiment) -> int:

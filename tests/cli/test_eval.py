@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from command_line import results
@@ -97,3 +99,14 @@ def test_results_go_to_a_folder_of_their_own_by_default(small, fsl, tmp_path):
     assert read_json(run / "results.json") == before
     (found,) = (tmp_path / "outputs/eval").iterdir()
     assert results(found) == before
+
+
+def test_folders_of_this_machine_win_over_those_of_the_one_that_trained(small, fsl, tmp_path, monkeypatch):
+    folder = small("run", f"cache_dir={tmp_path / 'gone'}")
+    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+    monkeypatch.setenv("FSL_CACHE_DIR", str(tmp_path / "here"))
+    assert fsl("eval", f"run={folder}", f"hydra.run.dir={tmp_path / 'again'}").code == 0
+    assert not (tmp_path / "gone").exists()
+    assert (tmp_path / "here").exists()
+    assert fsl("eval", f"run={folder}", f"hydra.run.dir={tmp_path / 'mine'}", f"cache_dir={tmp_path / 'own'}").code == 0
+    assert (tmp_path / "own").exists()

@@ -111,3 +111,11 @@ def test_doctor_fails_when_a_run_could_not_work(fsl, monkeypatch):
     assert outcome.code == 1
     assert "rich is not installed" in outcome.err
     assert "/dev/null/cache: cannot be written" in outcome.err
+
+
+def test_doctor_says_that_torch_is_missing(tmp_path):
+    code = "import sys; sys.modules['torch'] = None; from fsl_cli.cli import main; sys.exit(main(['doctor']))"
+    done = shell(sys.executable, "-c", code, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: torch does not import: " in done.stderr
+    assert "unexpected" not in done.stderr

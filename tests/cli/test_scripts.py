@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from command_line import SMALL, merged, results, shell
 
+from fsl_cli.conf_files import choices
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -55,6 +57,19 @@ def test_meta_test_takes_a_sweep_and_succeeds_when_all_do(fsl, tmp_path):
     done = shell(SCRIPTS / "meta_test.sh", tmp_path / "sweep", "episodes=6", f"out={tmp_path / 'out'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row["seed"] for row in rows(tmp_path / "out")] == ["0", "1"]
+
+
+def test_meta_test_takes_lists_and_leaves_older_tables_alone(small, tmp_path):
+    small("runs/one")
+    words = (SCRIPTS / "meta_test.sh", "runs/one", "episodes=6", "algo.test_inner_steps=[0,1]", f"out={tmp_path / 'out'}")
+    assert shell(*words, cwd=tmp_path).returncode == 0
+    (row,) = rows(tmp_path / "out")
+    assert row["state"] == "done"
+    assert [point["at"] for point in results(tmp_path / "out" / "0")["curves"]["inner_steps"]] == [0, 1]
+    again = shell(*words, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "is not empty: choose another out=" in again.stderr
+    assert rows(tmp_path / "out") == [row]
 
 
 def test_meta_test_without_runs_says_how_it_is_used(tmp_path):
@@ -101,6 +116,24 @@ def test_the_leaderboard_trains_every_method_for_the_same_time_and_keeps_finishe
     other = shell(*words, "task.shots=2", cwd=tmp_path)
     assert other.returncode == 2
     assert "holds rows with other settings" in other.stderr
+
+
+def test_by_default_the_leaderboard_has_every_method_for_ten_minutes_on_omniglot(tmp_path):
+    """``fsl train`` is replaced by something that writes down its words and fails."""
+    write = f'if [ "$1" = train ]; then echo "$@" >> {tmp_path}/words; exit 1; fi'
+    programs = {"fsl": f'{write}; exec {sys.executable} -m fsl_cli "$@"', "python": f'exec {sys.executable} "$@"'}
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    done = shell(SCRIPTS / "leaderboard.sh", cwd=tmp_path, FSL=str(tmp_path / "fsl"), PYTHONPATH=str(SCRIPTS.parent))
+    assert done.returncode == 1, done.stderr
+    lines = [line.split() for line in (tmp_path / "words").read_text().splitlines()]
+    assert sorted(line[1] for line in lines) == sorted(f"algo={name}" for name in [*choices("algo"), "nearest"])
+    cores = len(os.sched_getaffinity(0))
+    common = {"train.max_minutes=10", "eval.episodes=1000", f"hardware.threads={cores}", "dataset=omniglot", "resume=auto"}
+    assert all(common <= set(line) for line in lines)
+    assert {"algo.space=network" in line for line in lines if line[1] == "algo=nearest"} == {True, False}
+    assert len(rows(tmp_path / "outputs" / "leaderboard" / "omniglot_10min")) == len(lines)
 
 
 def test_a_list_among_the_words_of_a_method_keeps_its_commas(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -118,3 +119,64 @@ def test_the_table_is_where_the_jobs_are_however_long_the_checks_take(fsl, tmp_p
     assert outcome.code == 0, outcome.err
     (folder,) = (tmp_path / "outputs/sweep").iterdir()
     assert {path.name for path in folder.iterdir()} == {"0", "1", "multirun.yaml", "results.md", "results.csv"}
+
+
+def rows_of(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_names_what_was_swept_and_every_folder(fsl, tmp_path):
+    folder = tmp_path / "sweep"
+    words = ("algo.inner_lr=0.1,0.4", "seed=0", f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=lr_${algo.inner_lr}")
+    outcome = fsl("train", "-m", *merged(words))
+    assert outcome.code == 0, outcome.err
+    rows = rows_of(folder)
+    assert [(row["run"], row["algo.inner_lr"], row["state"]) for row in rows] == [
+        ("lr_0.1", "0.1", "done"),
+        ("lr_0.4", "0.4", "done"),
+    ]
+    assert (folder / "results.md").read_text().startswith("| run | algo.inner_lr | algo |")
+    assert "algo.inner_lr" in outcome.out
+
+
+def test_a_folder_with_a_clock_of_its_own_is_read_once(fsl, tmp_path):
+    outcome = fsl("train", "-m", *merged(("seed=0,1", "hydra.sweep.dir='outputs/s_${now:%f}'")))
+    assert outcome.code == 0, outcome.err
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert [row["state"] for row in rows_of(folder)] == ["done", "done"]
+
+
+def test_a_job_that_finds_an_older_run_in_its_folder_has_no_result(fsl, tmp_path):
+    words = merged(("seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    assert fsl("train", "-m", *words).code == 0
+    older = results(tmp_path / "sweep" / "0")
+    assert fsl("train", "-m", *words, "train.meta_batch=3").code == 2
+    rows = rows_of(tmp_path / "sweep")
+    assert all("already holds a run" in row["state"] for row in rows)
+    assert not any(row["accuracy %"] for row in rows)
+    assert results(tmp_path / "sweep" / "0") == older
+
+
+def test_a_job_that_breaks_while_it_is_built_is_a_line_of_the_table(fsl, tmp_path, monkeypatch):
+    from fsl_cli.backbones.mlp import MLP
+
+    build = MLP.__init__
+
+    @functools.wraps(build)
+    def broken(self, image_shape, **options):
+        if options["widths"] == [17]:
+            raise RuntimeError("not enough memory")
+        build(self, image_shape, **options)
+
+    monkeypatch.setattr(MLP, "__init__", broken)
+    folder = tmp_path / "sweep"
+    words = [word for word in merged((f"hydra.sweep.dir={folder}",)) if not word.startswith("backbone.widths")]
+    outcome = fsl("train", "-m", *words, "backbone.widths=[17],[16]")
+    assert outcome.code == 1
+    assert "unexpected RuntimeError: not enough memory (traceback: " in outcome.err
+    rows = rows_of(folder)
+    assert [(row["backbone.widths"], row["state"].split(":")[0]) for row in rows] == [("[17]", "failed"), ("[16]", "done")]
+    alone = fsl("train", *words, "backbone.widths=[17]", f"hydra.run.dir={tmp_path / 'alone'}")
+    assert alone.code == 1
+    assert not (tmp_path / "alone").exists()

@@ -17,6 +17,11 @@ import torch
 from command_line import command, merged, metrics, results, shell
 from scipy import stats
 
+from fsl_cli import overrides
+from fsl_cli.conf_files import choices
+from fsl_cli.errors import FslError
+from fsl_cli.run_folder import RunFolder
+
 FILES = {
     "config.yaml",
     "env.json",
@@ -35,6 +40,10 @@ def files(folder: Path) -> set[str]:
     return {name for name in found if not name.startswith("wandb/")}
 
 
+def options_of(algo: str) -> set[str]:
+    return set(overrides.compose_config("train", [f"algo={algo}"]).algo)
+
+
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / f"{name}.pt", weights_only=True)["algo"]
 
@@ -48,17 +57,26 @@ def same_run(one: Path, other: Path) -> None:
     assert results(one) == results(other)
 
 
-@pytest.mark.parametrize("algo", ["maml", "fomaml", "anil", "protonet"])
+TRANSDUCTIVE = {
+    *("maml", "fomaml", "anil", "boil", "metasgd", "mamlpp", "reptile", "imaml", "proto_maml", "meta_lstm"),
+    "finetune",
+}
+SEQUENCES = {"ntm", "mann", "dnc"}  # which report the accuracy by instance too
+
+
+@pytest.mark.parametrize("algo", choices("algo"))
 def test_a_run_leaves_exactly_its_files_and_a_defended_number(fsl, tmp_path, algo):
-    extra = ["algo.train_ways=8"] if algo == "protonet" else []
-    folder = tmp_path / "run"
+    folder, extra = tmp_path / "run", ["algo.train_ways=8"] if "train_ways" in options_of(algo) else []
     outcome = fsl("train", *merged((f"algo={algo}", *extra)), f"hydra.run.dir={folder}")
     assert outcome.code == 0, outcome.err
-    assert files(folder) == FILES
+    assert files(folder) == FILES | ({"curves.png"} if algo in SEQUENCES else set())
     found, scores = results(folder), np.load(folder / "episodes.npz")
     assert (found["algo"], found["dataset"], found["seed"], found["split"]) == (algo, "glyphs", 0, "test")
     assert found["task"] == {"ways": 5, "shots": 1, "queries": 2}
-    assert found["transductive"] is (algo != "protonet")
+    assert found["transductive"] is (algo in TRANSDUCTIVE)
+    by_instance = found.get("curves", {}).get("instance", [])
+    assert [point["at"] for point in by_instance] == ([1, 2, 3] if algo in SEQUENCES else [])
+    assert all(point["n"] == 12 for point in by_instance)
     accuracy = found["accuracy"]
     low, high = stats.t.interval(0.95, 11, scores["accuracy"].mean(), stats.sem(scores["accuracy"]))
     assert accuracy["n"] == 12 == len(scores["accuracy"])
@@ -66,14 +84,13 @@ def test_a_run_leaves_exactly_its_files_and_a_defended_number(fsl, tmp_path, alg
     assert accuracy["mean"] == pytest.approx((low + high) / 2)
     assert accuracy["ci95"] == pytest.approx((high - low) / 2)
     assert re.fullmatch(r"[0-9a-f]{64}", found["episodes_digest"])
-    last = outcome.out.strip().splitlines()[-1]
     expected = f"test  12 episodes  accuracy {100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f} % (95% CI, t)"
-    assert last == expected
+    assert expected in outcome.out.splitlines()
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
     header = next(line for line in outcome.out.splitlines() if "parameters" in line)
     for part in (algo, "glyphs", "5-way 1-shot", "mlp", f"{found['parameters']:,} parameters", "cpu", "seed 0"):
         assert part in header
-    assert ("inductive" if algo == "protonet" else "transductive") in header
+    assert ("(transductive)" if algo in TRANSDUCTIVE else "(inductive)") in header
     assert str(folder) in outcome.out
     environment = json.loads((folder / "env.json").read_text())
     assert environment["packages"]["torch"] == importlib.metadata.version("torch")
@@ -170,6 +187,38 @@ def test_a_finished_run_is_not_overwritten(small, fsl):
     assert outcome.code == 2
     assert "already holds a run" in outcome.err
     assert before == {name: (folder / name).read_bytes() for name in FILES}
+
+
+def test_a_run_that_goes_on_from_another_does_not_overwrite_a_third(small, fsl, tmp_path):
+    one, third = small("one", "train.iterations=4"), small("third", "seed=1")
+    before = {path: path.read_bytes() for path in third.rglob("*") if path.is_file()}
+    refused = fsl("train", *merged((f"resume={one}",)), f"hydra.run.dir={third}")
+    assert refused.code == 2
+    assert "already holds a run (go on with resume=auto, or choose another hydra.run.dir)" in refused.err
+    assert {path: path.read_bytes() for path in third.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_may_be_spelled_in_other_ways(small, fsl, tmp_path):
+    half, whole = small("half", "train.iterations=4"), small("whole")
+    (tmp_path / "link").symlink_to(half)
+    words = merged((f"resume={tmp_path / 'link'}",))
+    assert fsl("train", *words, f"hydra.run.dir={tmp_path / 'x' / '..' / 'half'}").code == 0
+    same_run(half, whole)
+
+
+def test_without_the_best_checkpoint_of_the_other_run_its_accuracy_does_not_count(small, tmp_path):
+    one = small("one", "train.iterations=4")
+    (one / "checkpoints/best.pt").unlink()
+    rest = small("rest", f"resume={one}")
+    assert (rest / "checkpoints/best.pt").is_file()
+    assert results(rest)["iteration"] > 4
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    with pytest.raises(FslError, match="already holds a run"):
+        RunFolder(tmp_path / "run").claim()
 
 
 def test_early_stopping_stops(small):

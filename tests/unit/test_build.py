@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from fsl_cli import build
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.assembly import build_optimizer
+from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.errors import FslError, Problems
 
@@ -75,6 +78,35 @@ def test_what_an_optimizer_itself_refuses_is_one_line(options, message):
     with pytest.raises(FslError) as error:
         build.build(options, "train.optimizer", {"params": list(MLP((1, 2, 2)).parameters())})
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "reason"),
+    [
+        ("torch.optim.LBFGS", {}, "LBFGS cannot be used here: "),
+        ("torch.optim.SparseAdam", {}, "SparseAdam cannot be used here: SparseAdam does not support dense gradients"),
+        ("torch.optim.Adam", {"capturable": True}, "Adam cannot be used here: "),  # on a processor
+        ("fsl_cli.backbones.mlp.MLP", {}, ""),
+    ],
+)
+def test_an_optimizer_that_cannot_train_these_parameters_is_one_line(target, options, reason):
+    parameters = list(Conv4((1, 8, 8), filters=2).parameters())
+    with pytest.raises(FslError) as error:
+        build_optimizer({"_target_": target, **options}, parameters)
+    assert str(error.value).startswith("train.optimizer")
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_trial_step_of_an_optimizer_leaves_the_parameters_alone():
+    net = Conv4((1, 8, 8), filters=2)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimizer = build_optimizer({"_target_": "torch.optim.Adam", "lr": 0.1, "weight_decay": 0.5}, list(net.parameters()))
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["params"] == list(net.parameters())
+    assert not optimizer.state
+    assert all(each.grad is None for each in net.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_takes():

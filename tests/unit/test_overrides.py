@@ -25,7 +25,9 @@ def problems(*words: str, config: str = "train") -> list[str]:
 # --- flags
 
 
-@pytest.mark.parametrize("flag", [["-m"], ["--multirun"], ["--cfg", "job"], ["--cfg=job"], ["-c", "job"], ["--info"]], ids=str)
+@pytest.mark.parametrize(
+    "flag", [["-m"], ["--multirun"], ["--cfg", "job"], ["--cfg=job"], ["-c", "job"], ["--info=all"]], ids=str
+)
 def test_a_flag_may_stand_anywhere(flag):
     words = ["algo=maml", "seed=1,2", "train.iterations=3"]
     for position in range(len(words) + 1):
@@ -286,3 +288,25 @@ def test_what_a_trained_model_cannot_change(saved):
     }
     assert len(found) == len(starts)
     assert all(any(line.startswith(start) for line in found) for start in starts)
+
+
+def test_info_does_not_take_the_next_word_for_what_to_show():
+    assert overrides.split_flags(["--info", "algo=maml"]) == (["--info=all"], ["algo=maml"])
+
+
+@pytest.mark.parametrize("flag", ["--run", "--config-dir=x", "--config-name=x", "-cp"])
+def test_flags_that_would_train_something_else_are_refused(flag):
+    with pytest.raises(FslError, match="unknown flag"):
+        overrides.split_flags([flag, "seed=1"])
+
+
+@pytest.mark.parametrize("word", ["algo=glob(*)", "algo.inner_lr=interval(0.1,0.4)"])
+def test_what_is_not_swept_is_one_line(word):
+    with pytest.raises(FslError, match=r"globs and intervals are not swept \(name the values: "):
+        overrides.jobs(["seed=1", word])
+
+
+def test_swept_keys_are_those_with_several_values():
+    jobs = overrides.jobs(["algo=maml,anil", "+x.y=1,2", "seed=3", "algo.inner_lr=0.1"])
+    assert overrides.swept(jobs) == [{"algo": a, "x.y": y} for a in ("maml", "anil") for y in ("1", "2")]
+    assert overrides.swept([["seed=1"]]) == [{}]
