@@ -65,7 +65,7 @@ class Experiment:
     def _open(self, stack: ExitStack) -> list[Any]:
         """Start the files of the run folder and the trackers, JSON lines and W&B, which ``stack`` closes."""
         folder, settings = self.folder, self.settings
-        if self.start is None:
+        if self.start is None and settings.resume != "auto":  # which begins again where a run has ended without a checkpoint
             folder.claim()
         folder.forget_results()
         folder.write_config(self.config)

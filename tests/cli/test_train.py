@@ -214,6 +214,12 @@ def test_without_the_best_checkpoint_of_the_other_run_its_accuracy_does_not_coun
     assert results(rest)["iteration"] > 4
 
 
+def test_auto_begins_again_where_a_run_has_ended_before_its_first_checkpoint(small, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    same_run(small("whole"), small("run", "resume=auto"))
+
+
 def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim()
