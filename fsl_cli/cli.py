@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from fsl_cli import processes
+from fsl_cli.compute import processes
 from fsl_cli.errors import FslError, Problems, close_match, keep_traceback
 
 VERBS = {
@@ -57,14 +57,14 @@ def _dispatch(words: list[str]) -> int:
         print(f"fsl {version('fsl-cli')}")
         return 0
     if verb is None:
-        from fsl_cli import help_text
+        from fsl_cli.settings import help_text
 
         print(help_text.general(VERBS))
         return 0 if asks_help or not words else 2
     if verb not in VERBS:
         raise FslError(f"there is no command {verb}", where="fsl", hint=close_match(verb, VERBS))
     if asks_help:
-        from fsl_cli import help_text
+        from fsl_cli.settings import help_text
 
         print(help_text.of(verb, VERBS[verb]))
         return 0

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsl_cli import metrics
-from fsl_cli.algos.algorithm import Algorithm
+from fsl_cli.algos.common.algorithm import Algorithm
+from fsl_cli.compute.hardware import Hardware
 from fsl_cli.episodes import EpisodeSampler
-from fsl_cli.hardware import Hardware
+from fsl_cli.statistics import classification as metrics
 
 _IMAGES = 256  # embedded at once: more are no faster
 _EPISODES = 8  # the processes' shares are multiples of it where there are too few for whole chunks

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsl_cli import metrics
-from fsl_cli.algos.algorithm import Algorithm
-from fsl_cli.config import TrainSettings
+from fsl_cli.algos.common.algorithm import Algorithm
+from fsl_cli.compute.hardware import Hardware
+from fsl_cli.compute.signals import held_back
+from fsl_cli.compute.snapshot import Snapshot
+from fsl_cli.compute.step_sync import Exchange
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.errors import FslError
-from fsl_cli.exchange import Exchange
-from fsl_cli.hardware import Hardware
-from fsl_cli.signals import held_back
-from fsl_cli.snapshot import Snapshot
+from fsl_cli.settings.schema import TrainSettings
+from fsl_cli.statistics import classification as metrics
 
 
 @dataclass

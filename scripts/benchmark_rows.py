@@ -12,14 +12,14 @@ import benchmark_peer as peer
 import torch
 from benchmark_timing import Row, Run, compare
 
-from fsl_cli import hardware
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.backbones.conv4 import Conv4
-from fsl_cli.config import TrainSettings
+from fsl_cli.compute import hardware
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.evaluation import evaluate
+from fsl_cli.settings.schema import TrainSettings
 from fsl_cli.training import Training
 
 INNER_LR = 0.4

@@ -104,4 +104,4 @@ for method in "${every[@]}"; do
   train "$method" &
 done
 wait
-"$python" -m fsl_cli.summary "${rows[@]}" --best-first --markdown "$out/results.md" --csv "$out/results.csv"
+"$python" -m fsl_cli.results.tables "${rows[@]}" --best-first --markdown "$out/results.md" --csv "$out/results.csv"

@@ -77,4 +77,4 @@ PYTHON
   done
 done
 rm -f "$out/stderr"
-"$python" -m fsl_cli.summary "${rows[@]}" --markdown "$out/results.md" --csv "$out/results.csv"
+"$python" -m fsl_cli.results.tables "${rows[@]}" --markdown "$out/results.md" --csv "$out/results.csv"

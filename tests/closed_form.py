@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_training import faint_patterns
 
-from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli.algos.common.algorithm import Algorithm, Step
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 
 SHAPE = (2, 4, 4)

@@ -11,12 +11,12 @@ import torch
 from problems import TinyNet, random_episodes
 from small_training import accuracy, is_at_chance, noise_classes, train
 
-from fsl_cli.algos.algorithm import Algorithm
-from fsl_cli.algos.sequences import Cell, SequenceLearner
+from fsl_cli.algos.common.algorithm import Algorithm
+from fsl_cli.algos.common.sequences import Cell, SequenceLearner
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
-from fsl_cli.randomness import permutations
+from fsl_cli.episodes.randomness import permutations
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 SHAPE = (2, 4, 4)

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from fsl_cli.algos.algorithm import Algorithm
+from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.backbones.batch_norm import BatchNorm
-from fsl_cli.config import TrainSettings
+from fsl_cli.compute.hardware import Hardware
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.evaluation import evaluate
-from fsl_cli.hardware import Hardware
+from fsl_cli.settings.schema import TrainSettings
 from fsl_cli.training import Hooks, Training
 
 CPU = Hardware(torch.device("cpu"), "fp32", 8)

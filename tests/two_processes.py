@@ -21,18 +21,19 @@ from problems import TinyNet, striped_classes
 from small_training import is_same, train_settings
 from torch import Tensor, nn
 
-from fsl_cli import cli, processes, training
-from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli import cli, training
+from fsl_cli.algos.common.algorithm import Algorithm, Step
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.mamlpp import MAMLPlusPlus
 from fsl_cli.algos.nearest import Nearest
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.algos.simpleshot import SimpleShot
+from fsl_cli.compute import processes
+from fsl_cli.compute.hardware import Hardware
+from fsl_cli.compute.processes import ALONE, Processes
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.errors import FslError, Problems
 from fsl_cli.evaluation import evaluate
-from fsl_cli.hardware import Hardware
-from fsl_cli.processes import ALONE, Processes
 from fsl_cli.training import Hooks, Training
 
 TASK = Task(3, 1, 2)

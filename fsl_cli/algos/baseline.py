@@ -1,7 +1,7 @@
 """Baseline: pre-train, then fit a linear classifier (Chen et al. 2019, "A closer look at few-shot classification").
 
 The network is trained to tell all classes of the training split apart, with a linear head and cross-entropy
-(`fsl_cli.algos.pretraining`). In a test the network is frozen, and a new linear classifier W, b is fitted to the support
+(`fsl_cli.algos.common.pretraining`). In a test the network is frozen, and a new linear classifier W, b is fitted to the support
 features of each task by gradient descent with momentum on the cross-entropy,
 
     min_(W,b)  mean_i CE(W f(x_i) + b, y_i)                      a query has the logits W f(x) + b
@@ -33,9 +33,9 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from fsl_cli.algos.fitting import fitted
-from fsl_cli.algos.full_precision import full_precision
-from fsl_cli.algos.pretraining import LinearHead, Pretrained
+from fsl_cli.algos.common.fitting import fitted
+from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
 from fsl_cli.inner.update_rules import Momentum, Parameters
 
 

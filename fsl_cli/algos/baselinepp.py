@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from fsl_cli.algos.fitting import fitted
-from fsl_cli.algos.full_precision import full_precision
-from fsl_cli.algos.pretraining import CosineHead, Pretrained
+from fsl_cli.algos.common.fitting import fitted
+from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.algos.common.pretraining import CosineHead, Pretrained
 from fsl_cli.inner.update_rules import Momentum, Parameters
 
 

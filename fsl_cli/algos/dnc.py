@@ -1,7 +1,7 @@
 """Differentiable neural computer (Graves et al. 2016), given few-shot episodes as sequences.
 
 The network sees image x_t together with the label of the image before, y_(t-1), and names the class of x_t, as in
-Santoro et al. 2016 (see `fsl_cli.algos.sequences`). An LSTM controls a memory M of ``slots`` rows. Writing, from the read
+Santoro et al. 2016 (see `algos.common.sequences`). An LSTM controls a memory M of ``slots`` rows. Writing, from the read
 weights w^r and the write weights w^w of the step before (Methods of the paper):
 
     psi = prod_i (1 - f_i w^r_i)                          retained by the free gates f_i of the read heads
@@ -34,7 +34,7 @@ Deviations from the paper: it has no few-shot task, the sequences are those of S
 backbone first, whose features are layer-normalised. The controller has one layer. Besides x_t and y_(t-1) it sees x_(t-1)
 again, and the interface sees these inputs besides the controller's output; read keys and what is written begin as the same
 linear map of an image. This start is to spare the plateau on which MANN was seen without it; see
-`fsl_cli.algos.memory.aligned`. The write gate and the allocation gate begin open, the free gates closed, the read mode at
+`algos.common.memory.aligned`. The write gate and the allocation gate begin open, the free gates closed, the read mode at
 content, the read strengths at about 9, erasing near 0. The memory has 32 rows, as every row costs a row and a column of
 links.
 
@@ -57,9 +57,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.memory import EMPTY, aligned, content_weights, controller, erase_and_add, oneplus, reads
-from fsl_cli.algos.sequences import Cell, SequenceLearner, State, Training
+from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.memory import EMPTY, aligned, content_weights, controller, erase_and_add, oneplus, reads
+from fsl_cli.algos.common.sequences import Cell, SequenceLearner, State, Training
 
 
 class DNC(SequenceLearner):

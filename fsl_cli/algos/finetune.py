@@ -3,7 +3,7 @@
 The plain transfer-learning baseline (for example Triantafillou et al. 2020, "Meta-Dataset", section 3, and Dhillon et al.
 2020, "A baseline for few-shot image classification"; Chen et al. 2019 freeze the network, see `fsl_cli.algos.baseline`).
 The network is trained to tell all classes of the training split apart, with a linear head and cross-entropy
-(`fsl_cli.algos.pretraining`). In a test a new linear head is put on the network, and the network and the head take
+(`fsl_cli.algos.common.pretraining`). In a test a new linear head is put on the network, and the network and the head take
 K = ``test_inner_steps`` steps on the support set of the task, through the inner loop of MAML:
 
     theta <- theta - inner_lr * grad L_support(theta),  K times, from the pre-trained body and a head of zeros
@@ -14,7 +14,7 @@ training are not used.
 
 Options: ``test_inner_steps`` (a list like ``[0,3,10]`` gives the accuracy after each, the largest the result) of size
 ``inner_lr``; ``inner_optimizer`` and ``inner_weight_decay`` say what a step makes of the gradient; ``augment_support`` adds
-``augment_copies`` changed copies of each support image, see `fsl_cli.augmentation`; ``train_ways`` classes of a training
+``augment_copies`` changed copies of each support image, see `episodes.augmentation`; ``train_ways`` classes of a training
 mini-batch; ``batch_norm`` as said.
 
 Deviations: there is no one paper to deviate from. Chosen here: the new head starts at zero, every step uses the whole
@@ -38,11 +38,11 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.pretraining import LinearHead, Pretrained
-from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
+from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.episodes import Episodes
+from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.inner.engines import ENGINES, EngineName
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
 from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
@@ -62,7 +62,7 @@ class FineTune(StepLearner, Pretrained):
         inner_optimizer: see `fsl_cli.inner.update_rules`.
         inner_weight_decay: times theta, added to the gradient.
         batch_norm: see above.
-        augment_support: see `fsl_cli.augmentation`.
+        augment_support: see `episodes.augmentation`.
         augment_copies: changed copies of each support image.
 
     Raises:

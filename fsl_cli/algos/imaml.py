@@ -28,7 +28,7 @@ Batch normalisation: ``transductive`` normalises a query by its query batch; ``i
 Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set.
 
 Further options: ``inner_lr`` of the inner steps; ``train_queries`` per class; ``augment_support`` adds ``augment_copies``
-changed copies of each support image, see `fsl_cli.augmentation`.
+changed copies of each support image, see `fsl_cli.episodes.augmentation`.
 
 Deviations from the paper: its Omniglot runs have lambda = 2, 16 inner steps (25 with 20 ways) and 5 steps of conjugate
 gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what learns fastest on a CPU: a smaller lambda, 8
@@ -60,16 +60,16 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli import metrics
-from fsl_cli.algos.algorithm import BatchNormMode, Step
-from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.algos.common.algorithm import BatchNormMode, Step
+from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.inner.conjugate_gradient import conjugate_gradient, norm
 from fsl_cli.inner.engines import EngineName, tasks_engine
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
 from fsl_cli.inner.tasks import Tasks
 from fsl_cli.inner.update_rules import InnerOptimizer, Parameters, Proximal, parameters_in, update_rule
+from fsl_cli.statistics import classification as metrics
 
 
 class IMAML(StepLearner):
@@ -90,7 +90,7 @@ class IMAML(StepLearner):
         cg_damping: d, see above.
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `fsl_cli.augmentation`.
+        augment_support: see `fsl_cli.episodes.augmentation`.
         augment_copies: changed copies of each support image.
 
     Raises:

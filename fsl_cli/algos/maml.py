@@ -19,7 +19,7 @@ Options: ``inner_steps`` is K in training; ``test_inner_steps`` may be a list, l
 the accuracy after each number of steps, and the largest gives the result. ``inner_lr`` is alpha, or where it starts if
 ``inner_lr_learning`` learns it (``per_layer``, ``per_layer_per_step``, ``per_parameter``). ``inner_optimizer`` and
 ``inner_weight_decay`` say what a step makes of the gradient. ``first_order`` is FOMAML's, ``adapt`` ANIL's and BOIL's.
-``augment_support`` adds ``augment_copies`` changed copies of each support image, see `fsl_cli.augmentation`.
+``augment_support`` adds ``augment_copies`` changed copies of each support image, see `fsl_cli.episodes.augmentation`.
 ``train_queries`` per class. ``checkpoint_inner`` runs the steps again for the outer gradient instead of keeping them in
 memory.
 
@@ -51,16 +51,16 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli import metrics
-from fsl_cli.algos.algorithm import BatchNormMode, Step
-from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.algos.common.algorithm import BatchNormMode, Step
+from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import ENGINES, EngineName
 from fsl_cli.inner.inner_loop import Adapt, Classifier, InnerLoop, adapted_names, mean_row
 from fsl_cli.inner.step_sizes import Learning, StepSizes
 from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
+from fsl_cli.statistics import classification as metrics
 
 
 class MAML(StepLearner):
@@ -81,7 +81,7 @@ class MAML(StepLearner):
         adapt: what the inner loop moves: all, the head (ANIL) or the body (BOIL).
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `fsl_cli.augmentation`.
+        augment_support: see `fsl_cli.episodes.augmentation`.
         augment_copies: changed copies of each support image.
         checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
 

@@ -23,7 +23,7 @@ last.
 Further options: ``inner_steps`` K, and ``test_inner_steps``, a number or a list like ``[0,1,3,10]``: then the report has
 the accuracy after each, and the largest gives the result; ``inner_lr`` where step sizes start; ``inner_optimizer`` and
 ``inner_weight_decay`` say what a step makes of the gradient; ``train_queries`` per class; ``augment_support`` adds
-``augment_copies`` changed copies of each support image, see `fsl_cli.augmentation`; ``checkpoint_inner`` runs the steps
+``augment_copies`` changed copies of each support image, see `episodes.augmentation`; ``checkpoint_inner`` runs the steps
 again for the outer gradient instead of keeping them in memory.
 
 Deviations from the paper: annealing counts outer steps, not epochs. By default there are 3 steps (5 in the paper), 5
@@ -51,21 +51,21 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli import metrics
-from fsl_cli.algos.algorithm import Step
-from fsl_cli.algos.full_precision import full_precision
+from fsl_cli.algos.common.algorithm import Step
+from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.algos.common.per_step_batch_norm import PerStepBatchNorm
+from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.algos.maml import for_ways
-from fsl_cli.algos.per_step_batch_norm import PerStepBatchNorm
-from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import ENGINES, EngineName
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
 from fsl_cli.inner.step_sizes import Learning, StepSizes
 from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
 from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
+from fsl_cli.statistics import classification as metrics
 
 _SMALLEST = 0.03  # times 1/K, what multi-step annealing leaves to the earlier steps, as in the authors' code
 
@@ -89,7 +89,7 @@ class MAMLPlusPlus(StepLearner):
         first_order_iterations: outer steps without second derivatives.
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `fsl_cli.augmentation`.
+        augment_support: see `episodes.augmentation`.
         augment_copies: changed copies of each support image.
         checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
 

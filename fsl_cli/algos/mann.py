@@ -1,7 +1,7 @@
 """MANN: memory-augmented neural networks (Santoro et al. 2016).
 
 The network sees image x_t together with the label of the image before, y_(t-1), and names the class of x_t: it has to
-store what it has seen and find it again (section 2; see `fsl_cli.algos.sequences`). An LSTM controls a memory M of
+store what it has seen and find it again (section 2; see `algos.common.sequences`). An LSTM controls a memory M of
 ``slots`` rows. Each of ``heads`` heads gets a key k and a gate alpha from the controller; at every step they first write
 where least was read and written lately, or where they read last (eq. 5-8), and then read what resembles the key (eq. 2-4):
 
@@ -29,7 +29,7 @@ controller sees pixels. Besides x_t and y_(t-1) the controller sees x_(t-1) agai
 the controller's output; the first half of the heads begin with keys of x_t and their gate at the rows read last, the others
 with keys of x_(t-1) and y_(t-1), by the same linear map, and their gate at the least used rows. Without that, training
 stayed for the few hundred iterations that were tried on the plateau where only labels not seen yet are guessed: see
-`fsl_cli.algos.memory.aligned`. ``key_strength=true`` adds a factor beta >= 1 as in Graves et al. 2014, which the paper does
+`algos.common.memory.aligned`. ``key_strength=true`` adds a factor beta >= 1 as in Graves et al. 2014, which the paper does
 not have: beta = 1 (``false``) cannot focus on one row of 128. Keys pass tanh, beta starts at about 9. Adam where the paper
 has RMSProp; shorter sequences in training.
 
@@ -54,9 +54,9 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.memory import EMPTY, aligned, content_weights, controller, oneplus, reads
-from fsl_cli.algos.sequences import Cell, SequenceLearner, State, Training
+from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.memory import EMPTY, aligned, content_weights, controller, oneplus, reads
+from fsl_cli.algos.common.sequences import Cell, SequenceLearner, State, Training
 from fsl_cli.errors import FslError
 
 

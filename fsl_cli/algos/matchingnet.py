@@ -45,11 +45,11 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.embedding_learner import EmbeddingLearner
-from fsl_cli.algos.full_precision import full_precision
+from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.episodes import Episodes
-from fsl_cli.randomness import permutations
+from fsl_cli.episodes.randomness import permutations
 
 
 class MatchingNet(EmbeddingLearner):

@@ -21,7 +21,7 @@ that f_t starts at ``forget``: near plain gradient descent.
 
 Options: ``inner_steps`` is T; ``test_inner_steps`` may be a list, then the report has the accuracy after each number of
 steps, and the largest gives the result. ``augment_support`` adds ``augment_copies`` changed copies of each support image,
-see `fsl_cli.augmentation`. ``train_queries`` per class. There is no ``inner_optimizer`` and no ``inner_weight_decay``: the
+see `episodes.augmentation`. ``train_queries`` per class. There is no ``inner_optimizer`` and no ``inner_weight_decay``: the
 gates are the optimizer, and 1 - f_t is the decay.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in MAML; ``inductive`` by the support set
@@ -49,15 +49,15 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from fsl_cli import metrics
-from fsl_cli.algos.algorithm import BatchNormMode, Step
-from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.algos.common.algorithm import BatchNormMode, Step
+from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.inner.engines import EngineName, tasks_engine
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
 from fsl_cli.inner.tasks import Tasks
 from fsl_cli.inner.update_rules import Parameters
+from fsl_cli.statistics import classification as metrics
 
 _PRECISION = 10.0  # p
 
@@ -135,7 +135,7 @@ class MetaLSTM(StepLearner):
         forget: where the forget gate starts.
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `fsl_cli.augmentation`.
+        augment_support: see `episodes.augmentation`.
         augment_copies: changed copies of each support image.
 
     Raises:

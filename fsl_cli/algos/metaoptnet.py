@@ -20,7 +20,7 @@ Options: ``penalty`` is C, ``ridge`` see below, ``init_scale`` where gamma start
 said; ``train_ways``, ``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's
 (null: the same).
 
-Deviations: the dual is solved by the interior-point method of `fsl_cli.algos.crammer_singer` in double precision, not by
+Deviations: the dual is solved by the interior-point method of `fsl_cli.algos.common.crammer_singer` in double precision, not by
 qpth, and to the end, where the paper stops after three iterations; ``ridge`` on the diagonal of the kernel makes it
 strictly convex (the paper's problem has none). Gamma starts at 10, theirs at 1. The network is the configured backbone
 without DropBlock, images are not augmented, the optimizer is Adam and schedules are shorter.
@@ -41,10 +41,10 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.crammer_singer import dual_variables
-from fsl_cli.algos.embedding_learner import EmbeddingLearner
-from fsl_cli.algos.full_precision import full_precision
+from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.crammer_singer import dual_variables
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.full_precision import full_precision
 
 
 class MetaOptNet(EmbeddingLearner):

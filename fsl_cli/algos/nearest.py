@@ -29,12 +29,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import Algorithm, Step
-from fsl_cli.algos.full_precision import full_precision
+from fsl_cli.algos.common.algorithm import Algorithm, Step
+from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.algos.protonet import class_means
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
-from fsl_cli.metrics import cross_entropy
+from fsl_cli.statistics.classification import cross_entropy
 
 Space = Literal["pixels", "network"]
 Compare = Literal["mean", "image"]

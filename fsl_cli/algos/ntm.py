@@ -1,7 +1,7 @@
 """Neural Turing machine (Graves, Wayne & Danihelka 2014), given few-shot episodes as sequences.
 
 The network sees image x_t together with the label of the image before, y_(t-1), and names the class of x_t, as in
-Santoro et al. 2016 (see `fsl_cli.algos.sequences`). An LSTM controls a memory M of ``slots`` rows. Its heads each attend to
+Santoro et al. 2016 (see `algos.common.sequences`). An LSTM controls a memory M of ``slots`` rows. Its heads each attend to
 the rows with weights w, which one write head uses for
 
     M <- M (1 - w e^T) + w a^T                                  erase e in 0..1, add a             (eq. 3-4)
@@ -28,7 +28,7 @@ Deviations from the paper: it has no few-shot task, the sequences are those of S
 backbone first, whose features are layer-normalised, where their controller sees pixels. Besides x_t and y_(t-1) the
 controller sees x_(t-1) again, and the heads see these inputs besides the controller's output; keys and what is added begin
 as the same linear map of an image. This start is to spare the plateau on which MANN was seen without it; see
-`fsl_cli.algos.memory.aligned`. Keys and what is added pass tanh, beta is at least 1 (the paper: positive). Reading starts
+`algos.common.memory.aligned`. Keys and what is added pass tanh, beta is at least 1 (the paper: positive). Reading starts
 with a beta of about 9 and by content, writing by location, and little is erased. The softmax over shifts starts with nine
 tenths on "stay" for reading and on "one on" for writing.
 
@@ -51,9 +51,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.memory import EMPTY, aligned, content_weights, controller, erase_and_add, oneplus, reads
-from fsl_cli.algos.sequences import Cell, SequenceLearner, State, Training
+from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.memory import EMPTY, aligned, content_weights, controller, erase_and_add, oneplus, reads
+from fsl_cli.algos.common.sequences import Cell, SequenceLearner, State, Training
 
 
 class NTM(SequenceLearner):

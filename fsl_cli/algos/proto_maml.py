@@ -39,12 +39,12 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode
+from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.step_learner import TestSteps
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import class_means
-from fsl_cli.algos.step_learner import TestSteps
-from fsl_cli.augmentation import Augmentation, with_augmented_support
 from fsl_cli.episodes import Episodes
+from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.inner.engines import EngineName, tasks_engine
 from fsl_cli.inner.step_sizes import Learning
 from fsl_cli.inner.update_rules import InnerOptimizer, Parameters
@@ -67,7 +67,7 @@ class ProtoMAML(MAML):
         first_order: ignore second derivatives.
         batch_norm: see above.
         train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `fsl_cli.augmentation`.
+        augment_support: see `fsl_cli.episodes.augmentation`.
         augment_copies: changed copies of each support image.
         checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
 

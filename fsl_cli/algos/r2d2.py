@@ -39,9 +39,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode
-from fsl_cli.algos.embedding_learner import EmbeddingLearner
-from fsl_cli.algos.full_precision import full_precision
+from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.full_precision import full_precision
 
 
 class R2D2(EmbeddingLearner):

@@ -44,8 +44,8 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode, Step
-from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.algorithm import BatchNormMode, Step
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
 from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.feature_maps import FeatureMaps
 from fsl_cli.episodes import Episodes

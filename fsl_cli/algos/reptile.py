@@ -15,7 +15,7 @@ teaches next to nothing: what the paper's analysis finds in the update is that t
 to agree. ``test_inner_steps`` may be a list, like ``[0,5,50]``: then the report has the accuracy after each number of
 steps, and the largest gives the result. ``inner_lr`` is their size, ``inner_weight_decay`` times the weight is added to the
 gradient. ``train_queries`` per class are for the log alone. ``augment_support`` adds ``augment_copies`` changed copies of
-each support image, see `fsl_cli.augmentation`.
+each support image, see `fsl_cli.episodes.augmentation`.
 
 ``symmetric_head`` averages the update over all orders in which a task's classes could have been labelled. While the rows of
 the head are equal, which they are at the start, that leaves theta' of the body as it is and gives every row of the head the
@@ -52,16 +52,16 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fsl_cli import metrics
-from fsl_cli.algos.algorithm import BatchNormMode, Step
-from fsl_cli.algos.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.augmentation import Augmentation, with_augmented_support
+from fsl_cli.algos.common.algorithm import BatchNormMode, Step
+from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.inner.engines import EngineName, tasks_engine
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop, mean_row
 from fsl_cli.inner.mini_batches import mini_batches
 from fsl_cli.inner.tasks import Tasks
 from fsl_cli.inner.update_rules import Adam, InnerOptimizer, Parameters, parameters_in, update_rule
+from fsl_cli.statistics import classification as metrics
 
 
 class Reptile(StepLearner):
@@ -83,7 +83,7 @@ class Reptile(StepLearner):
         batch_norm: see above.
         train_shots: shots of a training episode; None: as in the tested task.
         train_queries: query images per class of a training episode, for the log; None: as in the tested task.
-        augment_support: see `fsl_cli.augmentation`.
+        augment_support: see `fsl_cli.episodes.augmentation`.
         augment_copies: changed copies of each support image.
 
     Raises:

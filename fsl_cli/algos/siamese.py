@@ -40,9 +40,9 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import BatchNormMode, Step
-from fsl_cli.algos.embedding_learner import EmbeddingLearner
-from fsl_cli.algos.full_precision import full_precision
+from fsl_cli.algos.common.algorithm import BatchNormMode, Step
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.algos.matchingnet import of_each_class
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes

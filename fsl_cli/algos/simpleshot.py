@@ -1,6 +1,6 @@
 """SimpleShot: nearest centroid on transformed features of a pre-trained network (Wang, Chao, Weinberger & van der Maaten 2019).
 
-The network is trained to tell all classes of the training split apart (`fsl_cli.algos.pretraining`). In a test features
+The network is trained to tell all classes of the training split apart (`fsl_cli.algos.common.pretraining`). In a test features
 are transformed, z = t(f(x)), a class is the mean of its support features (section 2), and a query belongs to the nearest
 one in squared Euclidean distance:
 
@@ -34,9 +34,9 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from fsl_cli.algos.pretraining import LinearHead, Pretrained
+from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
 from fsl_cli.algos.protonet import class_means, squared_euclidean
-from fsl_cli.running_averages import RunningMean
+from fsl_cli.compute.running_averages import RunningMean
 
 Transform = Literal["un", "l2n", "cl2n"]
 

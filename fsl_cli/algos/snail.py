@@ -43,12 +43,12 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from fsl_cli.algos.algorithm import Algorithm, BatchNormMode, Step
-from fsl_cli.algos.sequences import Embedding, Labelled, one_hot, too_many_ways
+from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step
+from fsl_cli.algos.common.sequences import Embedding, Labelled, one_hot, too_many_ways
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes.randomness import permutations
 from fsl_cli.errors import FslError
-from fsl_cli.metrics import cross_entropy
-from fsl_cli.randomness import permutations
+from fsl_cli.statistics.classification import cross_entropy
 
 
 class Branches(NamedTuple):

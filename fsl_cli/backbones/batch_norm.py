@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsl_cli.running_averages import RunningAverages
+from fsl_cli.compute.running_averages import RunningAverages
 
 Source = Literal["batch", "tracked_batch", "running", "first_rows"]
 

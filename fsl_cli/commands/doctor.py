@@ -10,11 +10,11 @@ from pathlib import Path
 
 import platformdirs
 
-from fsl_cli import console
-from fsl_cli.config import folder
-from fsl_cli.environment import PACKAGES, git_commit, version
 from fsl_cli.errors import FslError
-from fsl_cli.run_folder import check_writable
+from fsl_cli.results.environment import PACKAGES, git_commit, version
+from fsl_cli.results.run_folder import check_writable
+from fsl_cli.settings.resolve import folder
+from fsl_cli.show import console
 
 _REQUIRED = tuple(name for name in PACKAGES if name != "learn2learn")
 
@@ -48,7 +48,7 @@ def _device(problems: list[str]) -> list[tuple[str, str]]:
     try:
         import torch
 
-        from fsl_cli.hardware import available_devices
+        from fsl_cli.compute.hardware import available_devices
     except (ImportError, OSError) as error:
         problems.append(f"torch does not import: {error}")
         return []
@@ -77,7 +77,7 @@ def _contents(path: Path) -> str:
 
 
 def _wandb() -> tuple[str, str]:
-    from fsl_cli.tracking import has_api_key, resolve_mode
+    from fsl_cli.results.tracking import has_api_key, resolve_mode
 
     key = "an API key is configured" if has_api_key() else "no API key (wandb login)"
     return "W&B", f"{key}; wandb.mode=auto means {resolve_mode('auto')}"

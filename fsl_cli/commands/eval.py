@@ -10,10 +10,13 @@ from typing import Any
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import OmegaConf
 
-from fsl_cli import checkpoint, console, overrides, processes
-from fsl_cli.config import resolve, validate
+from fsl_cli.compute import processes
 from fsl_cli.errors import FslError, close_match, raise_all
-from fsl_cli.run_folder import RunFolder, check_writable, known_runs
+from fsl_cli.results import checkpoint
+from fsl_cli.results.run_folder import RunFolder, check_writable, known_runs
+from fsl_cli.settings import overrides
+from fsl_cli.settings.resolve import resolve, validate
+from fsl_cli.show import console
 
 # Overrides that change how a trained model is tested; everything else belongs to training.
 SECTIONS = ("task", "eval", "hardware", "dataset", "algo", "backbone", "data_dir", "cache_dir")
@@ -92,8 +95,9 @@ def _is_own(override: Override) -> bool:
 
 
 def _evaluate(config: dict[str, Any], trained: RunFolder, folder: RunFolder, trained_ways: int) -> None:
-    from fsl_cli import environment, report
-    from fsl_cli.assembly import assemble
+    from fsl_cli.results import environment
+    from fsl_cli.run import meta_test as report
+    from fsl_cli.run.parts import assemble
 
     several, settings = processes.current(), validate(config)
     path = trained.best if settings.eval.checkpoint == "best" else trained.last

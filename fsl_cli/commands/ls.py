@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsl_cli import console
-from fsl_cli.conf_files import GROUPS, choices, conf_dir
 from fsl_cli.errors import FslError, close_match
+from fsl_cli.settings.conf_files import GROUPS, choices, conf_dir
+from fsl_cli.show import console
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,15 +18,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fsl_cli import console, overrides, processes
-from fsl_cli.conf_files import conf_dir
-from fsl_cli.config import resolve, validate
+from fsl_cli.compute import processes
+from fsl_cli.compute.signals import held_back
 from fsl_cli.errors import FslError, Problems, first_line, keep_traceback, raise_all
-from fsl_cli.run_folder import RunFolder, check_writable
-from fsl_cli.signals import held_back
+from fsl_cli.results.run_folder import RunFolder, check_writable
+from fsl_cli.settings import overrides
+from fsl_cli.settings.conf_files import conf_dir
+from fsl_cli.settings.resolve import resolve, validate
+from fsl_cli.show import console
 
 if TYPE_CHECKING:
-    from fsl_cli.experiment import Experiment
+    from fsl_cli.run.experiment import Experiment
 
 INTERRUPTED = 130
 
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _report(folder: Path, outcomes: Sequence[Outcome], swept: Sequence[dict[str, str]]) -> int:
     """The table of a sweep. Returns 1 if a job has failed, else 0."""
-    from fsl_cli import summary
+    from fsl_cli.results import tables as summary
 
     rows = []
     for outcome, values in zip(outcomes, swept, strict=False):  # an interrupted sweep has not come to all of them
@@ -130,7 +132,7 @@ def run_job(config: DictConfig, outcome: Outcome) -> None:
 
 
 def _train(config: dict[str, Any], folder: RunFolder, group: str | None) -> int:
-    from fsl_cli.experiment import Experiment
+    from fsl_cli.run.experiment import Experiment
 
     started = time.perf_counter()
     several = processes.current()

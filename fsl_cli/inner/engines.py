@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fsl_cli.episodes import Episodes
 from fsl_cli.errors import FslError
-from fsl_cli.inner.fast_engine import FastTasks
-from fsl_cli.inner.fast_engine import check_supported as check_fast
+from fsl_cli.inner.fast.engine import FastTasks
+from fsl_cli.inner.fast.engine import check_supported as check_fast
+from fsl_cli.inner.fast.translation import network_of
 from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.learn2learn_engine import check_supported as check_learn2learn
 from fsl_cli.inner.learn2learn_engine import learn2learn_engine
 from fsl_cli.inner.tasks import Tasks, loop_tasks, vmap_tasks
-from fsl_cli.inner.translation import network_of
 
 EngineName = Literal["auto", "fast", "vmap", "loop", "learn2learn"]
 TasksOf = Callable[..., Tasks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fsl_cli.randomness import uniform
+from fsl_cli.episodes.randomness import uniform
 
 
 def mini_batches(seeds: Tensor, rows: int, size: int, steps: int) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from sequences import EXACT, normal, sampler, weights
 from small_training import CPU, accuracy
 
+from fsl_cli.algos.common.memory import content_weights, oneplus
 from fsl_cli.algos.dnc import DNC, DNCCell, allocation, linked, read_from, used
-from fsl_cli.algos.memory import content_weights, oneplus
 from fsl_cli.episodes import Task
 from fsl_cli.evaluation import evaluate
 

@@ -10,7 +10,7 @@ from problems import TinyNet, random_episodes
 from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
 from torch import nn
 
-from fsl_cli.algos.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
 from fsl_cli.algos.imp import IMP
 from fsl_cli.algos.matchingnet import MatchingNet
 from fsl_cli.algos.relationnet import RelationNet

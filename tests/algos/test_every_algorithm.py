@@ -13,14 +13,14 @@ import torch
 from problems import striped_classes
 from small_training import CPU, everything, is_same, train_settings
 
-from fsl_cli import build, overrides
 from fsl_cli.algos import maml
-from fsl_cli.algos.algorithm import Algorithm
-from fsl_cli.assembly import feature_width
-from fsl_cli.conf_files import RESERVED, choices
+from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.evaluation import evaluate
 from fsl_cli.inner import adaptation
+from fsl_cli.run.parts import feature_width
+from fsl_cli.settings import build, overrides
+from fsl_cli.settings.conf_files import RESERVED, choices
 from fsl_cli.training import Training
 
 NAMES = choices("algo")

@@ -12,9 +12,9 @@ from problems import random_episodes
 from sequences import EXACT, normal, sampler
 from small_training import CPU, accuracy
 
+from fsl_cli.algos.common.memory import content_weights, cosine_similarity
+from fsl_cli.algos.common.sequences import Labelled, by_instance, instances
 from fsl_cli.algos.mann import MANN, MANNCell, least_used
-from fsl_cli.algos.memory import content_weights, cosine_similarity
-from fsl_cli.algos.sequences import Labelled, by_instance, instances
 from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate

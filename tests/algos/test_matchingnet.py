@@ -12,7 +12,7 @@ from torch import nn
 from fsl_cli.algos.matchingnet import FullContext, MatchingNet, class_log_sums
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
-from fsl_cli.randomness import permutations
+from fsl_cli.episodes.randomness import permutations
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 

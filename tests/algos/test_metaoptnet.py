@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from sklearn.svm import LinearSVC
 from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
 
-from fsl_cli.algos.crammer_singer import dual_variables
+from fsl_cli.algos.common.crammer_singer import dual_variables
 from fsl_cli.algos.metaoptnet import MetaOptNet
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import EpisodeSampler, Task

@@ -8,7 +8,7 @@ import torch
 from sequences import EXACT, normal, sampler, weights
 from small_training import CPU, accuracy
 
-from fsl_cli.algos.memory import EMPTY, content_weights, erase_and_add, reads
+from fsl_cli.algos.common.memory import EMPTY, content_weights, erase_and_add, reads
 from fsl_cli.algos.ntm import NTM, Head, NTMCell, address, sharpen, shifted
 from fsl_cli.episodes import Task
 from fsl_cli.evaluation import evaluate

@@ -14,14 +14,14 @@ from small_training import accuracy, everything, faint_patterns, is_at_chance, i
 from torch import nn
 from torch.nn import functional as F
 
-from fsl_cli import checkpoint
 from fsl_cli.algos.baseline import Baseline
 from fsl_cli.algos.baselinepp import BaselinePP
-from fsl_cli.algos.pretraining import CosineHead, LinearHead, Pretrained
+from fsl_cli.algos.common.pretraining import CosineHead, LinearHead, Pretrained
 from fsl_cli.algos.simpleshot import SimpleShot
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.errors import FslError
+from fsl_cli.results import checkpoint
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 METHODS = [SimpleShot, Baseline, BaselinePP]

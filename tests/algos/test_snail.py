@@ -12,7 +12,7 @@ from small_training import accuracy
 
 from fsl_cli.algos.snail import SNAIL, AttentionBlock, Branches, DenseBlock
 from fsl_cli.episodes import Task
-from fsl_cli.randomness import permutations
+from fsl_cli.episodes.randomness import permutations
 
 SMALL = {"filters": 16, "train_queries": 3}
 

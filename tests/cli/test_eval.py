@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import results
 
-from fsl_cli.run_folder import read_json
+from fsl_cli.results.run_folder import read_json
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])

@@ -9,7 +9,7 @@ import pytest
 from command_line import command, shell
 
 from fsl_cli.cli import VERBS
-from fsl_cli.conf_files import GROUPS, choices
+from fsl_cli.settings.conf_files import GROUPS, choices
 
 GUARD = """
 import sys

@@ -14,7 +14,7 @@ import torch
 import two_processes
 from command_line import merged, metrics, results, shell
 
-from fsl_cli.processes import Processes
+from fsl_cli.compute.processes import Processes
 
 # Two chunks of two episodes: each process computes one of them, and their sum is the same in any order.
 WORDS = ("algo=protonet", "algo.train_ways=8", "train.meta_batch=4", "hardware.task_chunk=2", "train.iterations=6")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from command_line import SMALL, merged, results, shell
 
-from fsl_cli.conf_files import choices
+from fsl_cli.settings.conf_files import choices
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

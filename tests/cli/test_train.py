@@ -17,10 +17,10 @@ import torch
 from command_line import command, merged, metrics, results, shell
 from scipy import stats
 
-from fsl_cli import overrides
-from fsl_cli.conf_files import choices
 from fsl_cli.errors import FslError
-from fsl_cli.run_folder import RunFolder
+from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.settings import overrides
+from fsl_cli.settings.conf_files import choices
 
 FILES = {
     "config.yaml",

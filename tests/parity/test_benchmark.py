@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import striped_classes
 
-from fsl_cli import hardware
+from fsl_cli.compute import hardware
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import Task
 

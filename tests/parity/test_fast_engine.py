@@ -18,13 +18,13 @@ from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.backbones.resnet12 import ResNet12
+from fsl_cli.compute.hardware import Hardware
 from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
-from fsl_cli.hardware import Hardware
-from fsl_cli.inner.layers import Layer, Product
-from fsl_cli.inner.normalisation import BatchNormLayer
-from fsl_cli.inner.piecewise_linear import Flatten, MaxPool, MeanOverPositions, ReLU, Windows
-from fsl_cli.inner.translation import network_of
+from fsl_cli.inner.fast.layers import Layer, Product
+from fsl_cli.inner.fast.normalisation import BatchNormLayer
+from fsl_cli.inner.fast.piecewise_linear import Flatten, MaxPool, MeanOverPositions, ReLU, Windows
+from fsl_cli.inner.fast.translation import network_of
 from fsl_cli.training import Training
 
 EPISODES = random_episodes()  # three tasks of 6x6 images

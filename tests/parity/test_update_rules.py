@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from fsl_cli.algos.maml import MAML
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.errors import FslError
-from fsl_cli.inner.fast_engine import FastTasks
+from fsl_cli.inner.fast.engine import FastTasks
 from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
 from fsl_cli.inner.update_rules import SGD, Adam, Momentum, parameters_in, update_rule
 

@@ -9,9 +9,9 @@ import torch
 from problems import random_episodes, sampler
 
 from fsl_cli.algos.maml import MAML
-from fsl_cli.augmentation import with_augmented_support
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Task
+from fsl_cli.episodes.augmentation import with_augmented_support
 
 EPISODES = sampler(Task(3, 2, 2)).batch(0, 6)
 KINDS = ["shift", "affine", "flip"]

@@ -14,7 +14,6 @@ from problems import random_episodes
 from torch import nn
 
 from fsl_cli.algos.maml import MAML
-from fsl_cli.assembly import feature_width
 from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
@@ -22,6 +21,7 @@ from fsl_cli.backbones.resnet12 import ResNet12, squares
 from fsl_cli.backbones.wrn28 import WRN28
 from fsl_cli.errors import FslError
 from fsl_cli.optional import learn2learn
+from fsl_cli.run.parts import feature_width
 
 
 def images(*shape: int) -> torch.Tensor:

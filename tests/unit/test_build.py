@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from fsl_cli import build
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
-from fsl_cli.assembly import build_optimizer
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.errors import FslError, Problems
+from fsl_cli.run.parts import build_optimizer
+from fsl_cli.settings import build
 
 RUNTIME = {"backbone": MLP((1, 4, 4), widths=[4]), "features": 4, "ways": 5, "engine": "auto"}
 
@@ -129,10 +129,10 @@ FORBIDDEN = [
     "fsl_cli",
     "fsl_cli.algos",
     "torch.optim",
-    "fsl_cli.run_folder.write_text",  # a function
-    "fsl_cli.run_folder.Path",  # a class of somebody else
-    "fsl_cli.environment.subprocess",  # a module
-    "fsl_cli.algos.algorithm.Algorithm",  # abstract
+    "fsl_cli.results.run_folder.write_text",  # a function
+    "fsl_cli.results.run_folder.Path",  # a class of somebody else
+    "fsl_cli.results.environment.subprocess",  # a module
+    "fsl_cli.algos.common.algorithm.Algorithm",  # abstract
     "",
     None,
     3,

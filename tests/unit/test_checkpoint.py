@@ -20,11 +20,12 @@ import pytest
 import torch
 from small_training import is_same
 
-from fsl_cli import checkpoint, overrides
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.config import resolve
 from fsl_cli.errors import FslError
-from fsl_cli.run_folder import RunFolder, check_writable, known_runs, read_json, write_atomically, write_text
+from fsl_cli.results import checkpoint
+from fsl_cli.results.run_folder import RunFolder, check_writable, known_runs, read_json, write_atomically, write_text
+from fsl_cli.settings import overrides
+from fsl_cli.settings.resolve import resolve
 
 CONFIG = {"seed": 3, "algo": {"name": "maml", "inner_lr": 0.4}}
 
@@ -111,7 +112,7 @@ def test_a_crash_before_the_file_is_moved_leaves_the_old_file(path, monkeypatch)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fsl_cli.run_folder import write_atomically
+from fsl_cli.results.run_folder import write_atomically
 
 def half(file):
     file.write(b"half of the new content")

@@ -13,11 +13,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fsl_cli import build, config, hardware, overrides
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.conf_files import GROUPS, RESERVED, choices, conf_dir
+from fsl_cli.compute import hardware
 from fsl_cli.errors import FslError, Problems
-from fsl_cli.run_folder import RunFolder
+from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.settings import build, overrides, schema
+from fsl_cli.settings import resolve as config
+from fsl_cli.settings.conf_files import GROUPS, RESERVED, choices, conf_dir
 
 BUILT = ("algo", "dataset", "backbone")
 MEMBERS = [(group, name) for group in GROUPS for name in choices(group)]
@@ -96,13 +98,13 @@ def test_a_member_has_exactly_the_options_of_its_constructor(group, name):
 @pytest.mark.parametrize("name", choices("hardware"))
 def test_hardware_has_exactly_the_settings_that_are_used(name):
     used = set(inspect.signature(hardware.set_up).parameters) - {"warn"} | {"engine"}
-    assert set(composed(f"hardware={name}")["hardware"]) == set(config.HardwareSettings.model_fields) == used
+    assert set(composed(f"hardware={name}")["hardware"]) == set(schema.HardwareSettings.model_fields) == used
 
 
 @pytest.mark.parametrize("section", ["task", "train", "eval", "wandb"])
 def test_train_yaml_has_exactly_the_settings_of_each_section(section, default):
-    assert set(default[section]) == set(config.Settings.model_fields[section].annotation.model_fields)
-    assert set(default) == set(config.Settings.model_fields)
+    assert set(default[section]) == set(schema.Settings.model_fields[section].annotation.model_fields)
+    assert set(default) == set(schema.Settings.model_fields)
 
 
 @pytest.mark.parametrize(("group", "name"), MEMBERS, ids=str)

@@ -14,7 +14,8 @@ import torch
 from problems import numbered, striped_classes
 
 from fsl_cli.datasets.class_images import ClassImages
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task, task_problems
+from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes.sampler import task_problems
 from fsl_cli.errors import FslError, Problems
 
 TASK = Task(ways=4, shots=2, queries=3)

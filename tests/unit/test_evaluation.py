@@ -12,14 +12,15 @@ from problems import TinyNet, striped_classes
 from small_training import CPU, everything, is_same
 from torch import Tensor, nn
 
-from fsl_cli import evaluation, metrics
-from fsl_cli.algos.algorithm import Algorithm
+from fsl_cli import evaluation
+from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.backbones.mlp import MLP
+from fsl_cli.compute.hardware import Hardware
 from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.evaluation import evaluate
-from fsl_cli.hardware import Hardware
+from fsl_cli.statistics import classification as metrics
 
 TASK = Task(3, 1, 2)
 

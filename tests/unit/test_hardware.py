@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fsl_cli import environment, hardware
+from fsl_cli.compute import hardware
+from fsl_cli.compute.hardware import Hardware, automatic_chunk, available_devices, pick_device, seed_everything, set_up
 from fsl_cli.errors import FslError
-from fsl_cli.hardware import Hardware, automatic_chunk, available_devices, pick_device, seed_everything, set_up
+from fsl_cli.results import environment
 
 
 @pytest.fixture(autouse=True)

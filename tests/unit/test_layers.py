@@ -17,11 +17,12 @@ MODULES = sorted(
     ".".join(["fsl_cli", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
 )
-TOPS = {
-    *("__main__", "cli", "config", "build", "overrides", "run_folder", "checkpoint", "tracking", "console"),
-    *("experiment", "assembly", "training", "environment", "summary", "report"),
-}
-LEAVES = [name for name in MODULES if name.split(".")[1:2] not in [[top] for top in (*TOPS, "commands")]]
+# Every module imports from its own line or from those below it.
+ORDER = (
+    *("__main__", "cli", "commands", "run", "training", "evaluation", "algos", "inner", "episodes", "backbones", "datasets"),
+    *("results", "statistics", "compute", "settings", "show", "optional", "errors"),
+)
+LEAF_PACKAGES = ("training", "evaluation", "algos", "inner", "episodes", "backbones", "datasets", "statistics", "compute")
 SERVANTS = ("hydra", "omegaconf", "wandb", "rich")
 
 # Each module in a fork of one process that has torch and what scientists use, which is slow to import, and nothing else.
@@ -41,6 +42,14 @@ for module in request["modules"]:
 """
 
 
+def wing(module: str) -> str:
+    """The part of the package that a module belongs to: ``fsl_cli.run.parts`` to ``run``."""
+    return module.split(".")[1]
+
+
+LEAVES = [name for name in MODULES if name != "fsl_cli" and wing(name) in LEAF_PACKAGES]
+
+
 def loaded_by(modules: list[str], forbidden: tuple[str, ...]) -> dict[str, list[str]]:
     """Which of the forbidden packages each module brings along."""
     request = json.dumps({"modules": modules, "forbidden": list(forbidden)})
@@ -51,13 +60,11 @@ def loaded_by(modules: list[str], forbidden: tuple[str, ...]) -> dict[str, list[
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs os.fork")
 def test_leaves_know_neither_hydra_nor_wandb_nor_rich():
-    assert len(LEAVES) >= 25
-    for package in ("algos", "backbones", "inner", "datasets"):
-        assert sum(name.startswith(f"fsl_cli.{package}.") for name in LEAVES) >= 3
-    assert {f"fsl_cli.{name}" for name in ("episodes", "stats", "metrics", "hardware", "evaluation")} <= set(LEAVES)
-    loaded = loaded_by([*LEAVES, "fsl_cli.config", "fsl_cli.console"], (*SERVANTS, "learn2learn"))
-    assert loaded.pop("fsl_cli.config") == ["omegaconf"]  # the check sees what is there
-    assert loaded.pop("fsl_cli.console") == ["rich"]
+    assert {wing(name) for name in LEAVES} == set(LEAF_PACKAGES)
+    assert len(LEAVES) >= 80
+    loaded = loaded_by([*LEAVES, "fsl_cli.settings.resolve", "fsl_cli.show.console"], (*SERVANTS, "learn2learn"))
+    assert loaded.pop("fsl_cli.settings.resolve") == ["omegaconf"]  # the check sees what is there
+    assert loaded.pop("fsl_cli.show.console") == ["rich"]
     assert loaded == {name: [] for name in LEAVES}
 
 
@@ -106,6 +113,7 @@ SOURCES = {
 
 
 def users(package: str) -> set[str]:
+    """Modules that import a package."""
     return {name for name, found in SOURCES.items() if any(each.split(".")[0] == package for each in found)}
 
 
@@ -113,37 +121,27 @@ def of(*names: str) -> set[str]:
     return {f"fsl_cli.{name}" for name in names}
 
 
-def test_each_servant_has_few_masters():
-    assert len(SOURCES) > 35
-    assert users("wandb") <= of("tracking", "commands.doctor")
-    assert users("rich") == of("console")
-    assert users("hydra") <= of("overrides", "commands.train", "commands.eval")
-    assert users("omegaconf") <= of("overrides", "config", "run_folder", "commands.train", "commands.eval")
+def test_each_library_is_known_to_few():
+    assert len(SOURCES) > 80
+    assert users("wandb") <= of("results.tracking", "commands.doctor")
+    assert users("rich") == of("show.console")
+    assert users("hydra") <= of("settings.overrides", "commands.train", "commands.eval")
+    assert users("omegaconf") <= of(
+        "settings.overrides", "settings.resolve", "results.run_folder", "commands.train", "commands.eval"
+    )
     assert users("learn2learn") == set()  # by name only, through fsl_cli.optional
     assert all(users(each) for each in ("wandb", "hydra", "omegaconf"))
 
 
-@pytest.mark.parametrize(
-    ("lower", "upper"),
-    [
-        ("inner", ("algos", "datasets", "training", "evaluation", "commands", "experiment", "hardware")),
-        ("backbones", ("algos", "inner", "episodes", "training", "evaluation", "commands", "experiment", "hardware")),
-        ("datasets", ("algos", "inner", "backbones", "episodes", "training", "evaluation", "commands", "experiment")),
-        ("algos", ("datasets", "training", "evaluation", "commands", "experiment", "hardware", "config", "build")),
-        ("metrics", ("",)),
-        ("stats", ("",)),
-        ("errors", ("",)),
-        ("episodes", ("algos", "inner", "backbones", "training", "evaluation", "hardware", "commands", "experiment")),
-        ("evaluation", ("training", "commands", "experiment", "config", "build", "console")),
-        ("training", ("commands", "experiment", "console", "tracking", "build", "run_folder", "checkpoint")),
-        ("console", ("commands", "experiment", "training", "config")),
-        ("assembly", ("commands", "experiment", "training", "evaluation", "tracking")),
-        ("experiment", ("commands", "cli")),
-    ],
-)
-def test_imports_run_one_way(lower, upper):
-    mine = {name: found for name, found in SOURCES.items() if f"{name}.".startswith(f"fsl_cli.{lower}.")}
-    assert mine
+@pytest.mark.parametrize("lower", ORDER)
+def test_imports_run_one_way(lower):
+    mine = {name: found for name, found in SOURCES.items() if wing(name) == lower}
+    assert mine, f"there is no {lower}"
+    above = ORDER[: ORDER.index(lower)]
     for name, found in mine.items():
-        wrong = {each for each in found for top in upper if f"{each}.".startswith(f"fsl_cli.{top}" + (top and "."))}
+        wrong = {each for each in found if each.startswith("fsl_cli.") and wing(each) in above}
         assert not wrong, f"{name} imports {wrong}"
+
+
+def test_every_part_has_its_place_in_the_order():
+    assert {wing(name) for name in MODULES if name != "fsl_cli"} == set(ORDER)

@@ -16,14 +16,14 @@ from problems import striped_classes
 from small_training import is_same, train_settings
 from torch import nn
 
-from fsl_cli.algos.algorithm import Algorithm
+from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.backbones.mlp import MLP
+from fsl_cli.compute.hardware import Hardware
 from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
-from fsl_cli.hardware import Hardware
 from fsl_cli.training import Hooks, Training
 
 TASK = Task(3, 1, 2)

@@ -10,10 +10,10 @@ import sys
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from fsl_cli import overrides
 from fsl_cli.commands.eval import apply
-from fsl_cli.config import resolve, validate
 from fsl_cli.errors import FslError, Problems
+from fsl_cli.settings import overrides
+from fsl_cli.settings.resolve import resolve, validate
 
 
 def problems(*words: str, config: str = "train") -> list[str]:

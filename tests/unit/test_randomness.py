@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fsl_cli.randomness import episode_seeds, permutations, uniform
+from fsl_cli.episodes.randomness import episode_seeds, permutations, uniform
 
 MASK = 2**64 - 1
 

@@ -13,9 +13,9 @@ import torch
 from recorded_training import ALGORITHMS, Recorder, new_training
 from small_training import is_same
 
-from fsl_cli import checkpoint
-from fsl_cli.algos.algorithm import Algorithm, Step
+from fsl_cli.algos.common.algorithm import Algorithm, Step
 from fsl_cli.episodes import Episodes
+from fsl_cli.results import checkpoint
 from fsl_cli.training import Training
 
 SCHEDULE = {"schedule": "cosine", "clip_grad_norm": 1.0}

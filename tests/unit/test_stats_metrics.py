@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fsl_cli import metrics
-from fsl_cli.stats import MeanInterval, t_interval
+from fsl_cli.statistics import classification as metrics
+from fsl_cli.statistics.intervals import MeanInterval, t_interval
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 1000])

@@ -14,16 +14,17 @@ import torch
 from problems import striped_classes
 from wandb_file import WandbFile, find_wandb, read_wandb
 
-from fsl_cli import experiment, overrides
 from fsl_cli.algos.protonet import ProtoNet
-from fsl_cli.assembly import Parts
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.config import resolve, validate
+from fsl_cli.compute.hardware import Hardware
 from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
-from fsl_cli.hardware import Hardware
-from fsl_cli.run_folder import RunFolder
-from fsl_cli.tracking import JsonLines, read_metrics
+from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.results.tracking import JsonLines, read_metrics
+from fsl_cli.run import experiment
+from fsl_cli.run.parts import Parts
+from fsl_cli.settings import overrides
+from fsl_cli.settings.resolve import resolve, validate
 
 # --- metrics.jsonl
 

@@ -15,12 +15,12 @@ from small_training import CPU, is_same, train_settings
 from torch import nn
 
 from fsl_cli import training
-from fsl_cli.algos.algorithm import Step
+from fsl_cli.algos.common.algorithm import Step
 from fsl_cli.algos.maml import MAML
+from fsl_cli.compute.hardware import Hardware
 from fsl_cli.episodes import Episodes, EpisodeSampler
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
-from fsl_cli.hardware import Hardware
 from fsl_cli.training import Training, rate_factor
 
 # --- one step

@@ -9,7 +9,8 @@ import pytest
 from problems import numbered
 from scipy import stats
 
-from fsl_cli.episodes import EpisodeSampler, Task, draw_without_replacement
+from fsl_cli.episodes import EpisodeSampler, Task
+from fsl_cli.episodes.sampler import draw_without_replacement
 
 UNLIKELY = 1e-4  # p-value below which a fixed-seed chi-square test calls a distribution wrong
 EPISODES = 6000

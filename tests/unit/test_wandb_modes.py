@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from wandb_file import find_wandb, read_wandb
 
-from fsl_cli import tracking
 from fsl_cli.errors import FslError
-from fsl_cli.tracking import WandbRun
+from fsl_cli.results import tracking
+from fsl_cli.results.tracking import WandbRun
 
 
 def start(folder: Path, mode: str, **options: Any) -> WandbRun:

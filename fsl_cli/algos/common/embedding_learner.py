@@ -1,0 +1,85 @@
+"""What the methods that compare embeddings of images share: the shape of training episodes, and batch normalisation.
+
+While training, batch normalisation goes by the images of the episode, and its running averages move; each episode is
+normalised by itself, so that the loss does not depend on how a batch of episodes is chunked. In tests ``inductive``
+normalises by the running averages, ``transductive`` by the images of the episode.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step
+from fsl_cli.backbones.batch_norm import Source, statistics_from
+from fsl_cli.episodes import Episodes, Task
+from fsl_cli.statistics.classification import cross_entropy
+
+
+class EmbeddingLearner(Algorithm):
+    """An algorithm that embeds support and query images with one network, then compares them in `classify`.
+
+    Args:
+        backbone: images ``[B, C, H, W]`` to embeddings ``[B, ...]``.
+        batch_norm: in tests, see above.
+        train_ways: ways of a training episode; None: as in the tested task.
+        train_shots: shots of a training episode; None: as in the tested task.
+        train_queries: query images per class of a training episode; None: as in the tested task.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        batch_norm: BatchNormMode,
+        train_ways: int | None,
+        train_shots: int | None,
+        train_queries: int | None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.transductive = batch_norm == "transductive"
+        self.embeds = not self.transductive
+        self.train_ways, self.train_shots, self.train_queries = train_ways, train_shots, train_queries
+
+    def train_task(self, task: Task) -> Task:
+        """The tested task with the training ways, shots and queries."""
+        return Task(self.train_ways or task.ways, self.train_shots or task.shots, self.train_queries or task.queries)
+
+    def loss(self, episodes: Episodes) -> Step:
+        """`query_loss` of the queries; moves the running averages of batch normalisation."""
+        logits = self.query_logits(episodes, "tracked_batch")
+        return Step(self.query_loss(logits, episodes.query_y), logits.detach(), self.learned())
+
+    def query_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over queries ``[T, N*Q, N]`` with labels ``[T, N*Q]``; here the cross-entropy."""
+        return cross_entropy(logits, labels).mean()
+
+    def learned(self) -> dict[str, Tensor]:
+        """Learned numbers to log, by name; here none."""
+        return {}
+
+    @torch.no_grad()
+    def predict(self, episodes: Episodes) -> Tensor:
+        """Query logits ``[T, N*Q, N]``."""
+        return self.query_logits(episodes, "batch" if self.transductive else "running")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings ``[B, ...]``, normalised by the running averages."""
+        with statistics_from(self.backbone, "running"):
+            return self.backbone(images)
+
+    def query_logits(self, episodes: Episodes, source: Source) -> Tensor:
+        """Query logits ``[T, N*Q, N]``; ``source`` says by what each episode is normalised."""
+        with statistics_from(self, source):
+            return self.compare(episodes, *self.embed_episodes(episodes))
+
+    def embed_episodes(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Support ``[T, N*K, ...]`` and query embeddings ``[T, N*Q, ...]``, one episode after the other."""
+        both = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+        embedded = torch.stack([self.backbone(images) for images in both])
+        shots = episodes.support_x.shape[1]
+        return embedded[:, :shots], embedded[:, shots:]
+
+    def compare(self, episodes: Episodes, support: Tensor, query: Tensor) -> Tensor:
+        """Query logits ``[T, N*Q, N]`` from the embeddings of the episodes' images; here: `classify`."""
+        return self.classify(support, episodes.support_y, query, episodes.ways)

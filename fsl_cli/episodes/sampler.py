@@ -1,0 +1,157 @@
+"""How episodes are drawn from classes of images: a pure function of seed, split and index."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl_cli.datasets.class_images import ClassImages
+from fsl_cli.episodes.episodes import Episodes, Task
+from fsl_cli.episodes.randomness import episode_seeds
+from fsl_cli.errors import FslError, raise_all
+
+
+@dataclass(frozen=True)
+class EpisodeIndices:
+    """Which classes and images make up T episodes; row n of an episode is the class labelled n.
+
+    Attributes:
+        classes: int64 ``[T, N]``, indices of classes in the split.
+        images: int64 ``[T, N, K+Q]``, indices of images in the split; the first K of each class are its support.
+    """
+
+    classes: np.ndarray
+    images: np.ndarray
+
+
+def draw_without_replacement(uniform: np.ndarray, population: int | np.ndarray) -> np.ndarray:
+    """Draw an unordered sample without replacement for each row (Floyd's algorithm, one column at a time).
+
+    Bentley and Floyd, "A sample of brilliance", CACM 30(9), 1987. Every subset is equally likely; the order of the
+    columns is not uniform.
+
+    Args:
+        uniform: float64 ``[..., n]`` in [0, 1).
+        population: draw from ``0..population-1``; a number, or an array broadcastable to ``uniform.shape[:-1]``.
+
+    Returns:
+        int64 ``[..., n]``, distinct along the last axis.
+    """
+    n = uniform.shape[-1]
+    chosen = np.empty(uniform.shape, dtype=np.int64)
+    for column in range(n):
+        last = np.asarray(population, dtype=np.int64) - n + column
+        candidate = (uniform[..., column] * (last + 1)).astype(np.int64)
+        taken = (chosen[..., :column] == candidate[..., None]).any(-1)
+        chosen[..., column] = np.where(taken, last, candidate)
+    return chosen
+
+
+class EpisodeSampler:
+    """Draws episodes from one split as a pure function of (seed, split, episode index).
+
+    Episode i reads its own stretch of one Philox stream (Salmon et al. 2011), a counter-based generator that can
+    jump to any position, so an episode does not depend on the batch it is drawn in, on the process or on the device.
+
+    Args:
+        source: the images of the split.
+        split: name of the split; different splits read different streams.
+        task: shape of the episodes.
+        seed: any integer >= 0.
+        device: where episodes are gathered; the images are moved there once.
+
+    Raises:
+        Problems: the split has fewer classes than ways, or a class has fewer images than shots + queries.
+    """
+
+    def __init__(self, source: ClassImages, split: str, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
+        raise_all(task_problems(source.counts, split, task))
+        self.source, self.split, self.task, self.device = source, split, task, torch.device(device)
+        self._images = source.images.to(self.device)
+        self._key = np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(2, np.uint64)
+        self._labels = torch.arange(task.ways, device=self.device)
+
+    def indices(self, first: int, count: int) -> EpisodeIndices:
+        """The classes and images of episodes ``first .. first+count-1``."""
+        ways, per_class = self.task.ways, self.task.shots + self.task.queries
+        needed = 2 * ways + 2 * ways * per_class
+        stride = -(-needed // 4)  # Philox advances four 64-bit numbers at a time
+        stream = np.random.Generator(np.random.Philox(key=self._key).advance(first * stride))
+        uniform = stream.random((count, 4 * stride))
+        pick, shuffle = uniform[:, :ways], uniform[:, ways : 2 * ways]
+        image_pick, image_shuffle = np.split(uniform[:, 2 * ways : needed].reshape(count, ways, -1), 2, axis=-1)
+
+        # The order of the classes is their labels, the order of the images decides support and query: both uniform.
+        classes = _shuffled(draw_without_replacement(pick, len(self.source)), shuffle)
+        images = _shuffled(draw_without_replacement(image_pick, self.source.counts[classes]), image_shuffle)
+        return EpisodeIndices(classes, images + self.source.offsets[classes][..., None])
+
+    def batch(self, first: int, count: int) -> Episodes:
+        """Episodes ``first .. first+count-1``, gathered and scaled to 0..1 on the sampler's device."""
+        ways, shots, queries = self.task.ways, self.task.shots, self.task.queries
+        drawn = self.indices(first, count)
+        rows = torch.from_numpy(drawn.images)
+        support, query = self.images(rows[:, :, :shots].flatten()), self.images(rows[:, :, shots:].flatten())
+        support_y, query_y = self.labels(count)
+        return Episodes(
+            support_x=support.view(count, ways * shots, *self.source.image_shape),
+            support_y=support_y,
+            query_x=query.view(count, ways * queries, *self.source.image_shape),
+            query_y=query_y,
+            ways=ways,
+            seeds=episode_seeds(int(self._key[0]), first, count).to(self.device),
+            classes=torch.from_numpy(drawn.classes).to(self.device),
+        )
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Images of the split, float ``[B, C, H, W]`` in 0..1 on the sampler's device; ``rows`` int64 ``[B]`` on any device."""
+        return self._images.index_select(0, rows.to(self.device)).float().div_(255)
+
+    def labels(self, count: int) -> tuple[Tensor, Tensor]:
+        """Labels of any ``count`` episodes: int64 ``[count, N*K]`` of the support, ``[count, N*Q]`` of the queries."""
+        support, query = (self._labels.repeat_interleave(each) for each in (self.task.shots, self.task.queries))
+        return support.expand(count, -1), query.expand(count, -1)
+
+    def digest(self, count: int) -> str:
+        """SHA-256 over the class names, the image positions and the pixels of the first ``count`` episodes.
+
+        Two runs with the same digest were tested on the same episodes.
+        """
+        drawn = self.indices(0, count).images
+        digest = hashlib.sha256(f"{self.task} {self.source.image_shape}".encode())
+        digest.update("\n".join(self.source.names).encode())
+        digest.update(np.ascontiguousarray(drawn, dtype="<i8").tobytes())
+        digest.update(self.source.images[torch.from_numpy(np.unique(drawn))].numpy().tobytes())
+        return digest.hexdigest()
+
+
+def task_problems(counts: np.ndarray, split: str, task: Task) -> list[FslError]:
+    """What keeps ``task`` from being drawn from classes with ``counts`` images each; empty when nothing does."""
+    problems = []
+    if task.ways > len(counts):
+        problems.append(
+            FslError(
+                f"{task.ways} ways, but the {split} split has {len(counts)} classes",
+                where="task.ways",
+                hint=f"use at most {len(counts)}",
+            )
+        )
+    fewest = int(counts.min()) if len(counts) else 0
+    if task.shots + task.queries > fewest:
+        problems.append(
+            FslError(
+                f"{task.shots} shots + {task.queries} queries, but a class of the {split} split has {fewest} images",
+                where="task.shots, task.queries",
+                hint=f"their sum may be at most {fewest}",
+            )
+        )
+    return problems
+
+
+def _shuffled(values: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(values, np.argsort(uniform, axis=-1, kind="stable"), axis=-1)

@@ -1,0 +1,106 @@
+"""Tables of results, built from run folders: what a sweep or a scripted meta-test ends with.
+
+python -m fsl_cli.results.tables FOLDER... --markdown FILE --csv FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fsl_cli.results.run_folder import RunFolder, read_json, write_text
+from fsl_cli.show import console
+
+COLUMNS = ("run", "algo", "dataset", "ways", "shots", "seed", "episodes", "accuracy %", "± 95% CI", "mode", "state")
+
+
+def with_columns(further: Iterable[str]) -> tuple[str, ...]:
+    """The columns of a table with some more behind the first, but none that says again what another one says."""
+    said = {"algo", "dataset", "seed", "task.ways", "task.shots"}
+    return (COLUMNS[0], *(name for name in further if name not in said), *COLUMNS[1:])
+
+
+def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
+    """One line of a table: the results of a run, or why there are none.
+
+    Args:
+        folder: run folder, complete or not.
+        name: what to call it.
+        error: why the latest attempt has left no results there, whatever an earlier one has left.
+    """
+    run = RunFolder(folder)
+    results, status = read_json(run.results), read_json(run.status) or {"state": "failed"}
+    if error is not None:
+        status = {"state": "failed", "error": error}
+    state = str(status["state"])
+    if results is None or state == "failed":
+        reason = str(status.get("error", "no results"))
+        described = {**dict.fromkeys(COLUMNS, ""), **_described(run), **status.get("task", {})}
+        return {**described, "run": name, "state": f"{state}: {reason}"}
+    accuracy = results["accuracy"]
+    return {
+        "run": name,
+        **{key: str(results[key]) for key in ("algo", "dataset", "seed")},
+        **{key: str(results["task"][key]) for key in ("ways", "shots")},
+        "episodes": str(accuracy["n"]),
+        "accuracy %": f"{100 * accuracy['mean']:.2f}",
+        "± 95% CI": f"{100 * accuracy['ci95']:.2f}",
+        "mode": "transductive" if results["transductive"] else "inductive",
+        "state": state,
+    }
+
+
+def _described(run: RunFolder) -> dict[str, str]:
+    """What is known of a run that has no results."""
+    if not run.config.is_file():
+        return {}
+    config = run.read_config()
+    described = {"algo": config["algo"]["name"], "dataset": config["dataset"]["name"], "seed": config["seed"]}
+    return {key: str(value) for key, value in (described | config["task"]).items() if key in COLUMNS}
+
+
+def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> str:
+    """Rows as a Markdown table."""
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[each[column].replace("|", "\\|") for column in columns] for each in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def comma_separated(rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> str:
+    """Rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path, columns: Sequence[str] = COLUMNS) -> int:
+    """Write and print a table. Returns 1 if a run in it has failed, else 0."""
+    write_text(markdown_file, markdown(rows, columns))
+    write_text(csv_file, comma_separated(rows, columns))
+    console.table("results", columns, [[each[column] for column in columns] for each in rows])
+    console.say(f"tables  {markdown_file}  {csv_file}")
+    return int(any(each["state"] != "done" for each in rows))
+
+
+def main() -> int:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m fsl_cli.results.tables", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders; NAME=FOLDER gives a row another name")
+    parser.add_argument("--markdown", type=Path, required=True)
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--best-first", action="store_true", help="in the order of accuracy")
+    chosen = parser.parse_args()
+    named = [str(folder).rpartition("=")[::2] for folder in chosen.folders]
+    rows = [row(Path(folder), name or folder) for name, folder in named]
+    if chosen.best_first:
+        rows.sort(key=lambda each: -float(each["accuracy %"] or -1))
+    return report(rows, chosen.markdown, chosen.csv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,225 @@
+"""One run from settings to results: set up, train, test, report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsl_cli.compute import processes
+from fsl_cli.compute.signals import held_back
+from fsl_cli.episodes import EpisodeSampler
+from fsl_cli.errors import FslError
+from fsl_cli.evaluation import evaluate
+from fsl_cli.results import checkpoint, environment
+from fsl_cli.results.run_folder import RunFolder, already_holds_a_run
+from fsl_cli.results.tracking import JsonLines, WandbRun
+from fsl_cli.run import meta_test as report
+from fsl_cli.run.parts import Parts, assemble, build_optimizer
+from fsl_cli.settings.schema import Settings
+from fsl_cli.show import console
+from fsl_cli.show.pictures import draw_episode
+from fsl_cli.statistics.intervals import t_interval
+from fsl_cli.training import Hooks, Training
+
+
+class Experiment:
+    """A training run: its folder, its parts and its trackers.
+
+    Args:
+        settings: validated settings.
+        config: the same as plain containers, to be saved.
+        folder: where everything is written.
+        group: W&B group, when the settings name none.
+
+    Raises:
+        FslError: a part cannot be built; nothing has been written then.
+    """
+
+    def __init__(self, settings: Settings, config: Mapping[str, Any], folder: RunFolder, group: str | None) -> None:
+        self.settings, self.config, self.folder, self.group = settings, config, folder, group
+        self.processes = processes.current()
+        self.start = self.processes.from_first(lambda: _resume_point(settings, folder))
+        self.parts = assemble(settings, trained_ways=settings.task.ways, splits=("train", "val", "test"))
+        self.training = Training(
+            self.parts.algorithm,
+            build_optimizer(settings.train.optimizer, list(self.parts.algorithm.parameters())),
+            self.parts.sampler("train", settings.seed),
+            settings.train,
+            self.parts.hardware,
+        )
+        self.validation = self.parts.sampler("val", settings.eval.seed)
+        self.wandb_id: str | None = None
+        if self.start is not None:
+            self._restore(self.start)
+
+    def run(self) -> dict[str, Any]:
+        """Train, test the chosen checkpoint and write everything. Returns the content of ``results.json``."""
+        with ExitStack() as stack:
+            trackers = self.processes.together(lambda: self._open(stack) if self.processes.first else [])
+            self._train(trackers)
+            return self._test(trackers)
+
+    def _open(self, stack: ExitStack) -> list[Any]:
+        """Start the files of the run folder and the trackers, JSON lines and W&B, which ``stack`` closes."""
+        folder, settings = self.folder, self.settings
+        if self.start is None and settings.resume != "auto":  # which begins again where a run has ended without a checkpoint
+            folder.claim()
+        folder.forget_results()
+        folder.write_config(self.config)
+        folder.write_json(folder.env, environment.describe(self.parts.hardware.device))
+        folder.write_status("running", iteration=self.training.progress.iteration)
+        if self.start is not None:
+            self._copy_history(self.start)
+        name = settings.wandb.name or f"{report.title(settings)} seed {settings.seed}"
+        lines = JsonLines(folder.metrics, upto=self.training.progress.iteration)
+        stack.callback(lines.finish, 0)
+        tracker = WandbRun(
+            folder.path,
+            self.config,
+            mode=settings.wandb.mode,
+            project=settings.wandb.project,
+            entity=settings.wandb.entity,
+            group=settings.wandb.group or self.group,
+            name=name,
+            tags=settings.wandb.tags,
+            run_id=self.wandb_id,
+        )
+        stack.push(lambda kind, error, trace: tracker.finish(0 if kind is None else 1))
+        self.wandb_id = tracker.run.id
+        self._header(tracker)
+        return [lines, tracker]
+
+    def _header(self, tracker: WandbRun) -> None:
+        console.say(report.header(self.settings, self.parts), style="bold")
+        console.say(f"folder  {self.folder.path}")
+        console.say(f"W&B     {tracker.where}")
+        if self.parts.hardware.compile:
+            console.say("compile on: the first iteration takes minutes, which count as training time")
+        if self.start is not None:
+            console.say(f"resume  {self.start}, iteration {self.training.progress.iteration}")
+
+    def _train(self, trackers: list[Any]) -> None:
+        total, progress = self.settings.train.iterations, self.training.progress
+        with console.TrainingProgress(total, progress.iteration) as bar:
+
+            def log(iteration: int, values: Mapping[str, float]) -> None:
+                for tracker in trackers:
+                    tracker.log(iteration, values)
+                if "train/loss" in values:
+                    bar.numbers(iteration, values, self.training.seconds_left(values["train/seconds_per_iteration"]))
+                else:
+                    console.say(report.validation_line(iteration, total, values, self.training.progress.best_accuracy))
+
+            try:
+                self.training.run(Hooks(log, self._validate, self._save, bar.advance))
+            except KeyboardInterrupt:
+                if self.processes.first:
+                    with held_back():  # an impatient second Ctrl-C
+                        checkpoint.save(self.folder.last, self._payload())
+                raise
+        console.say(
+            f"trained {progress.iteration} iterations in {console.clock(progress.seconds)}, "
+            f"best validation accuracy {100 * progress.best_accuracy:.2f} % at iteration {progress.best_iteration}"
+        )
+
+    def _validate(self) -> dict[str, float]:
+        scores = evaluate(self.parts.algorithm, self.validation, self.settings.train.val_episodes, self.parts.hardware)
+        accuracy = t_interval(scores.accuracy)
+        return {
+            "val/accuracy": accuracy.mean,
+            "val/accuracy_ci95": accuracy.ci95,
+            "val/loss": float(scores.loss.mean()),
+        }
+
+    def _save(self, best: bool) -> None:
+        if not self.processes.first:
+            return
+        payload = self._payload()
+        if best:
+            kept = ("algo", "config", "progress")
+            checkpoint.save(self.folder.best, {name: payload[name] for name in kept})
+        checkpoint.save(self.folder.last, payload)
+        self.folder.write_status("running", iteration=self.training.progress.iteration)
+
+    def _payload(self) -> dict[str, Any]:
+        return {**self.training.state_dict(), "config": dict(self.config), "wandb_id": self.wandb_id}
+
+    def _restore(self, path: Path) -> None:
+        payload = checkpoint.load(path)
+        checkpoint.check_same_configuration(payload["config"], self.config, path)
+        checkpoint.load_weights(self.parts.algorithm, payload, path)
+        if "optimizer" not in payload:
+            raise FslError("holds weights only", where=str(path), hint=f"go on from {path.parent / 'last.pt'}")
+        self.training.load_state_dict(payload)
+        if path == self.folder.last:
+            self.wandb_id = payload["wandb_id"]
+        elif not (path.parent / "best.pt").is_file():
+            self.training.progress.best_accuracy = -1.0  # what was best is not here to be tested
+
+    def _copy_history(self, path: Path) -> None:
+        """Bring along what an earlier run folder knows: its metrics and its best checkpoint."""
+        for source, target in (
+            (path.parent / "best.pt", self.folder.best),
+            (path.parent.parent / "metrics.jsonl", self.folder.metrics),
+        ):
+            if source != target and source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+
+    def _test(self, trackers: list[Any]) -> dict[str, Any]:
+        """The only place that opens the test split of a training run."""
+        path = self.folder.best if self.settings.eval.checkpoint == "best" else self.folder.last
+        payload = self.processes.from_first(lambda: checkpoint.load(path))
+        checkpoint.load_weights(self.parts.algorithm, payload, path)
+        results = report.meta_test(self.settings, self.parts, self.folder, path.stem, payload["progress"]["iteration"])
+        if not self.processes.first:
+            return results
+        _, tracker = trackers
+        tracker.log(self.training.progress.iteration, {"test/accuracy": results["accuracy"]["mean"]})
+        tracker.summarise(
+            {f"test/{name}_{key}": results[name][key] for name in ("accuracy", "loss") for key in ("mean", "ci95", "n")}
+        )
+        if "curves" in results:
+            tracker.picture(self.training.progress.iteration, "test/curves", self.folder.curves)
+        with tempfile.TemporaryDirectory() as scratch:
+            picture = Path(scratch) / "episode.png"
+            _draw(self.parts, self.validation, picture)
+            tracker.picture(self.training.progress.iteration, "val/episode", picture)
+        tracker.checkpoint(path, {"test_accuracy": results["accuracy"]["mean"], **self.settings.task.model_dump()})
+        return results
+
+
+def _draw(parts: Parts, sampler: EpisodeSampler, path: Path) -> None:
+    episodes = sampler.batch(0, 1)
+    parts.algorithm.eval()
+    with torch.no_grad(), parts.hardware.autocast():
+        logits = parts.algorithm.predict(episodes)
+    support, query = (episodes.support_x[0], episodes.support_y[0]), (episodes.query_x[0], episodes.query_y[0])
+    draw_episode(support, query, logits[0].argmax(-1), episodes.ways, path)
+
+
+def _resume_point(settings: Settings, folder: RunFolder) -> Path | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        FslError: there is none where one was asked for, or a run would be overwritten.
+    """
+    path = None
+    if settings.resume == "auto":
+        return folder.last if folder.last.is_file() else None
+    if isinstance(settings.resume, str):
+        path = Path(settings.resume).expanduser().absolute()
+        path = RunFolder(path).last if path.is_dir() else path
+        if not path.is_file():
+            raise FslError("there is no such checkpoint", where=f"resume={settings.resume}", hint="name a run folder")
+        if folder.last.is_file() and path.samefile(folder.last):
+            return folder.last
+    if folder.config.exists():
+        raise already_holds_a_run(folder.path)
+    return path

@@ -1,0 +1,145 @@
+"""Config node to object: an allow-listed ``_target_`` and arguments bound to its signature.
+
+The constructor's signature is the schema. Arguments the program supplies itself (the backbone, the image shape, ...) are
+``runtime`` arguments; every other parameter is an option, and its annotation says which values are valid.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from fsl_cli.errors import FslError, close_match, first_line, raise_all
+from fsl_cli.settings.conf_files import RESERVED
+
+# Hydra's _target_ runs whatever it names, and configs travel with run folders: accept no other code.
+ALLOWED = ("fsl_cli.", "torch.optim.")
+
+
+def target_of(node: Mapping[str, Any], where: str) -> type:
+    """The class a config node names.
+
+    Raises:
+        FslError: there is no ``_target_``, it is not in an allowed package, or it is not a class of that package.
+    """
+    target = node.get("_target_")
+    if not isinstance(target, str) or not target.startswith(ALLOWED) or target.count(".") < 2:
+        raise FslError(f"{target!r} may not be built", where=f"{where}._target_", hint=f"allowed: {'*, '.join(ALLOWED)}*")
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise FslError(f"there is no {target}", where=f"{where}._target_", hint=str(error)) from error
+    if not inspect.isclass(found) or inspect.isabstract(found) or not found.__module__.startswith(ALLOWED):
+        raise FslError(f"{target} may not be built", where=f"{where}._target_", hint="name a class of that package")
+    return found
+
+
+def check(node: Mapping[str, Any], where: str, runtime: Collection[str]) -> list[FslError]:
+    """Everything wrong with the options of ``node``, without building it."""
+    try:
+        cls = target_of(node, where)
+    except FslError as error:
+        return [error]
+    schema = _schema(cls, runtime)
+    try:
+        schema(**_options(node))
+    except ValidationError as error:
+        return problems_of(error, schema, where, _options(node))
+    return []
+
+
+def build(node: Mapping[str, Any], where: str, runtime: Mapping[str, Any]) -> Any:
+    """Build the object a config node describes.
+
+    Args:
+        node: ``_target_`` and options.
+        where: name of the node, for messages.
+        runtime: arguments the program supplies; those that the constructor does not take are left out.
+
+    Raises:
+        Problems: options that are unknown, missing or invalid, all of them.
+        FslError: the constructor refuses their values.
+    """
+    raise_all(check(node, where, runtime))
+    cls = target_of(node, where)
+    taken = inspect.signature(cls).parameters
+    valid = _schema(cls, runtime)(**_options(node))  # converted to their types: the words "no" and "0.4" are a bool, a float
+    options = {name: getattr(valid, name) for name in valid.model_fields_set}
+    try:
+        return cls(**{name: value for name, value in runtime.items() if name in taken}, **options)
+    except ValueError as error:  # torch.optim checks its ranges itself
+        raise FslError(first_line(error), where=where) from error
+
+
+def takes(node: Mapping[str, Any], where: str, argument: str) -> bool:
+    """Whether the constructor of ``node`` has this argument."""
+    return argument in inspect.signature(target_of(node, where)).parameters
+
+
+def problems_of(error: ValidationError, schema: type[BaseModel], where: str, data: Mapping[str, Any]) -> list[FslError]:
+    """Pydantic's findings as one `FslError` for each option."""
+    found: dict[str, FslError] = {}
+    for item in error.errors(include_url=False):
+        path = _path(item["loc"], data)
+        place = ".".join(part for part in (where, *path) if part)
+        if item["type"] == "extra_forbidden":
+            problem = FslError("unknown option", where=place, hint=close_match(path[-1], _fields(schema, path[:-1])))
+        elif item["type"] == "missing":
+            problem = FslError("is missing", where=place)
+        else:
+            problem = FslError(f"{item['input']!r} is not valid", where=place, hint=_readable(item["msg"]))
+        if place in found and problem.hint:  # another member of a union
+            problem = FslError(problem.what, where=place, hint=f"{found[place].hint} or {problem.hint}")
+        found[place] = problem
+    return list(found.values())
+
+
+def _readable(message: str) -> str:
+    return message.removeprefix("Input ").removeprefix("Value error, ")
+
+
+def _path(location: tuple[int | str, ...], data: Any) -> list[str]:
+    """The part of pydantic's location that is a path in ``data``; it appends the names of union members."""
+    path: list[str] = []
+    for part in location:
+        known = isinstance(data, Mapping) and part in data
+        if path and not known:
+            break
+        path.append(str(part))
+        data = data[part] if known else None
+    return path
+
+
+def _fields(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        annotation = schema.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        schema = annotation
+    return list(schema.model_fields)
+
+
+def _options(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in node.items() if key not in RESERVED}
+
+
+def _schema(cls: type, runtime: Collection[str]) -> type[BaseModel]:
+    constructor = cls.__init__  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(constructor, include_extras=True)
+    except (NameError, TypeError):  # a third party's annotations that only exist for type checkers
+        hints = {}
+    fields: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(cls).parameters.items()):
+        if name in runtime or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[name] = (hints.get(name, Any), default)
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model(cls.__name__, __config__=config, **fields)

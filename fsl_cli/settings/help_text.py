@@ -1,0 +1,71 @@
+"""Help: usage, examples, and the options as the config files explain them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fsl_cli.settings.conf_files import GROUPS, choices, conf_dir
+
+_EXAMPLES = {
+    "train": (
+        "fsl train                                       # MAML on glyphs, no download",
+        "fsl train algo=maml dataset=omniglot",
+        "fsl train experiment=protonet_omniglot_5w1s     # a whole run, pinned",
+        "fsl train -m algo=maml,protonet seed=0,1,2      # a sweep, one table at the end",
+        "fsl train algo=maml resume=auto hydra.run.dir=outputs/my_run",
+    ),
+    "eval": (
+        "fsl eval run=outputs/train/FOLDER",
+        "fsl eval run=outputs/train/FOLDER task.ways=20 task.shots=5 eval.episodes=2000",
+        "fsl eval run=outputs/train/FOLDER dataset=omniglot",
+        "fsl eval run=outputs/train/FOLDER algo.batch_norm=inductive",
+    ),
+    "ls": ("fsl ls", "fsl ls algo"),
+    "doctor": ("fsl doctor",),
+}
+
+_USAGE = {
+    "train": "fsl train [-m] [key=value ...]",
+    "eval": "fsl eval run=FOLDER [key=value ...]",
+    "ls": f"fsl ls [{'|'.join(GROUPS)}]",
+    "doctor": "fsl doctor",
+}
+
+
+def general(verbs: Mapping[str, str]) -> str:
+    """Answer to ``fsl --help``."""
+    lines = [
+        "fsl: few-shot and meta-learning experiments, with numbers that can be defended.",
+        "",
+        "usage: fsl COMMAND ...",
+    ]
+    lines += ["", "commands:", *(f"  {verb:8} {what}" for verb, what in verbs.items())]
+    lines += ["", "examples:", *(f"  {line}" for verb in ("train", "eval") for line in _EXAMPLES[verb][:4])]
+    lines += ["", "fsl COMMAND --help says more; fsl --version prints the version."]
+    return "\n".join(lines)
+
+
+def of(verb: str, what: str) -> str:
+    """Answer to ``fsl VERB --help``."""
+    lines = [f"fsl {verb}: {what}", "", f"usage: {_USAGE[verb]}", "", "examples:"]
+    lines += [f"  {line}" for line in _EXAMPLES[verb]]
+    if verb == "train":
+        lines += ["", "groups (fsl ls explains them):"]
+        lines += [f"  {group}={'|'.join(choices(group))}" for group in GROUPS]
+        lines += ["", "settings and their defaults:", *_settings()]
+        lines += ["", "fsl train algo=maml --cfg job shows every option of the chosen members."]
+        lines += ["Hydra's flags work too, e.g. -m (sweep), --cfg job (show the configuration)."]
+    if verb == "eval":
+        lines += [
+            "",
+            "The run's saved configuration is used; task, eval, hardware, dataset, algo.* and backbone.* may be",
+        ]
+        lines += ["overridden. hydra.run.dir=FOLDER says where results go (default: outputs/eval/DATE_TIME)."]
+    return "\n".join(lines)
+
+
+def _settings() -> list[str]:
+    """The body of ``conf/train.yaml``, which explains every setting, without its Hydra parts."""
+    text = (conf_dir() / "train.yaml").read_text()
+    body = text[text.index("\ntask:") : text.index("\nhydra:")]
+    return [f"  {line}" for line in body.strip().splitlines()]

@@ -1,0 +1,80 @@
+"""A composed configuration made plain, then checked: every problem of every section is reported together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from fsl_cli.errors import FslError, Problems, first_line, raise_all
+from fsl_cli.settings import build
+from fsl_cli.settings.schema import Settings
+
+# What the program hands to a constructor itself; every other parameter is an option of the YAML file.
+RUNTIME = {
+    "dataset": {"data_dir", "cache_dir", "progress"},
+    "backbone": {"image_shape"},
+    "algo": {"backbone", "features", "ways", "engine", "classes", "image_shape"},
+    "train.optimizer": {"params"},
+}
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers, with folders filled in.
+
+    Raises:
+        FslError: an interpolation does not resolve.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise FslError(first_line(error), where="configuration") from error
+    assert isinstance(plain, dict)
+    values = {str(key): value for key, value in plain.items()}
+    values["data_dir"] = str(folder(values.get("data_dir"), platformdirs.user_data_dir("fsl")))
+    values["cache_dir"] = str(folder(values.get("cache_dir"), platformdirs.user_cache_dir("fsl")))
+    return values
+
+
+def folder(path: str | None, default: str) -> Path:
+    """``path`` made absolute, ``~`` expanded, or the default."""
+    return Path(os.path.expanduser(path or default)).absolute()
+
+
+def validate(config: dict[str, Any]) -> Settings:
+    """Check a resolved configuration.
+
+    Raises:
+        Problems: everything that is wrong with it.
+    """
+    problems: list[FslError] = []
+    for where, runtime in RUNTIME.items():
+        node = config
+        for part in where.split("."):
+            node = node.get(part) if isinstance(node, dict) else None  # type: ignore[assignment]
+        if not isinstance(node, dict):
+            problems.append(FslError("is missing", where=where))
+        else:
+            problems += build.check(node, where, runtime)
+    if not problems:
+        problems += _engine_problems(config)
+    try:
+        settings = Settings(**config)
+    except ValidationError as error:
+        raise Problems(problems + build.problems_of(error, Settings, "", config)) from error
+    raise_all(problems)
+    return settings
+
+
+def _engine_problems(config: dict[str, Any]) -> list[FslError]:
+    """An engine is an option of algorithms with an inner loop only."""
+    engine = (config.get("hardware") or {}).get("engine")
+    if engine in (None, "auto") or build.takes(config["algo"], "algo", "engine"):
+        return []
+    what = f"{engine} is not valid: {config['algo'].get('name')} has no inner loop to run"
+    return [FslError(what, where="hardware.engine", hint="leave it at auto")]

@@ -1,0 +1,108 @@
+"""The settings of a run: their types, defaults and ranges."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSettings(Section):
+    """Shape of the tested episodes."""
+
+    ways: int = Field(ge=2)
+    shots: int = Field(ge=1)
+    queries: int = Field(ge=1)
+
+
+class TrainSettings(Section):
+    """Meta-training."""
+
+    iterations: int = Field(ge=1)
+    meta_batch: int = Field(ge=1)
+    max_minutes: float | None = Field(gt=0)
+    optimizer: dict[str, Any]
+    schedule: Literal["constant", "linear", "cosine", "step"]
+    schedule_by: Literal["iterations", "minutes"] = "iterations"
+    step_every: int = Field(ge=1)
+    step_factor: float = Field(gt=0, le=1)
+    clip_grad_norm: float | None = Field(gt=0)
+    log_every: int = Field(ge=1)
+    val_every: int = Field(ge=1)
+    val_episodes: int = Field(ge=2)
+    patience: int | None = Field(ge=1)
+
+    @field_validator("schedule_by")
+    @classmethod
+    def _has_minutes(cls, value: str, others: ValidationInfo) -> str:
+        if value == "minutes" and others.data.get("max_minutes", 1) is None:
+            raise ValueError("should be iterations unless train.max_minutes is set")
+        return value
+
+
+class EvalSettings(Section):
+    """Meta-testing."""
+
+    episodes: int = Field(ge=2)
+    seed: int = Field(ge=0)
+    checkpoint: Literal["best", "last"]
+
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|gpu|mps|cuda(:\d+)?", name):
+        raise ValueError("should be auto, cpu, gpu, mps, cuda or cuda:N")
+    return name
+
+
+class HardwareSettings(Section):
+    """Where and how it runs."""
+
+    device: Annotated[str, AfterValidator(_known_device)]
+    precision: Literal["fp32", "bf16"]
+    threads: int | None = Field(ge=1)
+    deterministic: bool
+    engine: Literal["auto", "fast", "vmap", "loop", "learn2learn"]
+    task_chunk: Literal["auto"] | Annotated[int, Field(ge=1)]
+    compile: bool = False
+
+
+class WandbSettings(Section):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+    name: str | None
+    tags: list[str]
+
+
+def _known_resume(value: Literal[False] | str) -> Literal[False] | str:
+    if value == "":
+        raise ValueError("should be false, auto, or a run folder or checkpoint")
+    return value
+
+
+class Settings(Section):
+    """Everything a run needs, resolved. ``dataset``, ``backbone`` and ``algo`` are nodes for `fsl_cli.settings.build`."""
+
+    dataset: dict[str, Any]
+    backbone: dict[str, Any]
+    algo: dict[str, Any]
+    task: TaskSettings
+    train: TrainSettings
+    eval: EvalSettings
+    hardware: HardwareSettings
+    wandb: WandbSettings
+    seed: int = Field(ge=0, lt=2**63)  # what torch's generators take
+    data_dir: Path
+    cache_dir: Path
+    resume: Annotated[Literal[False] | str, AfterValidator(_known_resume)]

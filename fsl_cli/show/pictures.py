@@ -1,0 +1,83 @@
+"""Pictures of what a model does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+Labelled = tuple[Tensor, Tensor]
+
+_MOST_WAYS, _MOST_QUERIES = 20, 10
+
+
+def draw_episode(support: Labelled, query: Labelled, predicted: Tensor, ways: int, path: Path) -> None:
+    """Draw an episode: a row per class, its support images, then queries framed by whether they were recognised.
+
+    Args:
+        support: images ``[S, C, H, W]`` and their labels, int64 ``[S]``.
+        query: the same of the queries, ``[B, C, H, W]`` and ``[B]``.
+        predicted: int64 ``[B]``, the labels that the queries were given.
+        ways: number of classes.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    (support_x, support_y), (query_x, labels) = support, query
+    predicted, labels = predicted.cpu(), labels.cpu()
+    shots, queries = len(support_y) // ways, min(len(labels) // ways, _MOST_QUERIES)
+    rows = min(ways, _MOST_WAYS)
+    figure = Figure(figsize=(0.7 * (shots + queries + 1), 0.8 * rows + 0.6))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, shots + queries, squeeze=False)
+    for way in range(rows):
+        for column, image in enumerate(support_x[support_y == way]):
+            _draw(axes[way][column], image, "support" if way == 0 else "", "black")
+        for column, number in enumerate((labels == way).nonzero().flatten()[:queries].tolist()):
+            right = bool(predicted[number] == way)
+            title = "" if right else f"as {int(predicted[number])}"
+            _draw(axes[way][shots + column], query_x[number], title, "green" if right else "red")
+        axes[way][0].set_ylabel(str(way), rotation=0, ha="right", va="center")
+    share = float((predicted == labels).float().mean())
+    figure.suptitle(f"one episode: {100 * share:.0f} % of {len(labels)} queries right (green)", fontsize=9)
+    figure.savefig(path, dpi=100)
+
+
+def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw accuracies along curves with their 95% intervals, a panel for each.
+
+    Args:
+        curves: as in ``results.json``: by name, points with ``at``, ``mean``, ``ci95`` and ``n``.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(curves), 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        at = [point["at"] for point in curve]
+        means, halves = ([100 * point[key] for point in curve] for key in ("mean", "ci95"))
+        axes.errorbar(at, means, yerr=halves, marker="o", markersize=4, capsize=3, linewidth=1.2)
+        axes.set_xlabel(name.replace("_", " "))
+        axes.set_ylabel("accuracy, %")
+        axes.set_title(f"mean and 95% CI over {curve[0]['n']} episodes", fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axis: object, image: Tensor, title: str, colour: str) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axis, Axes)
+    pixels = image.float().cpu().numpy()
+    axis.imshow(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0), cmap="gray_r", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=6, color=colour, pad=2)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_color(colour)
+        spine.set_linewidth(1.5)
