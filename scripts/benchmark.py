@@ -2,6 +2,8 @@
 
     python scripts/benchmark.py                         # the rows of the README, under two minutes on two cores
     python scripts/benchmark.py --suite full --json benchmark.json
+    python scripts/benchmark.py --suite busy            # a training step beside other work, by OMP_WAIT_POLICY
+    python scripts/benchmark.py --suite startup         # processor time of the start of a run
 
 Before an outer gradient is timed, both sides must give the same loss; iterations, sampling and testing run each side with its
 own data pipeline. A figure is the median of alternating runs after one that is
@@ -19,9 +21,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import fsl_cli  # noqa: F401  # how OpenMP's threads wait is decided when torch is imported
+
+# isort: split
 import benchmark_peer as peer
+import benchmark_processes
 import platformdirs
 import torch
+from benchmark_processes import Pair
 from benchmark_rows import SUITES, Bench
 from benchmark_timing import Row
 from rich.console import Console
@@ -86,24 +93,23 @@ def table(rows: list[Row]) -> Table:
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=SUITES, default="quick", help="quick: under two minutes on two cores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows there")
-    parser.add_argument("--device", default="auto", help="as hardware.device")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
-    parser.add_argument("--task-chunk", type=int, help="tasks computed at once on our side; as hardware.task_chunk")
-    chosen = parser.parse_args(arguments)
-    console = Console()
-    try:
-        used = hardware.set_up(chosen.device, chosen.precision, None, False, "auto")
-        name, train, test, pictures = images()
-        peer.imported("algorithms")
-    except FslError as error:
-        parser.error(str(error))
-    about = machine(used, name)
-    console.print(" | ".join(f"{key} {value}" for key, value in about.items()), style="dim")
+def pairs_table(pairs: Sequence[Pair]) -> Table:
+    """For people."""
+    made = Table(title="s: median of alternating runs", title_justify="left")
+    made.add_column("row", no_wrap=True)
+    for name in ("one side", "s", "the other side", "s", "ratio"):
+        made.add_column(name, justify="right")
+    for pair in pairs:
+        (one, other), (seconds, others) = pair.sides, pair.seconds
+        made.add_row(pair.name, one, f"{seconds:.3g}", other, f"{others:.3g}", f"{pair.ratio:.2f}x")
+    return made
+
+
+def against_learn2learn(chosen: argparse.Namespace, used: hardware.Hardware, console: Console) -> tuple[str, list[Row]]:
+    """Measure and print the rows of a suite. Returns the name of the images and the rows."""
+    name, train, test, pictures = images()
+    peer.imported("algorithms")
+    console.print(described(machine(used, name)), style="dim")
     make, repeats = SUITES[chosen.suite]
     rows = []
     with tempfile.TemporaryDirectory() as scratch, console.status("measuring") as status:
@@ -115,8 +121,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(table(rows))
     iteration = next(row.ours_s for row in rows if row.name == "iteration_with_data")
     console.print(f"MAML's 60,000 iterations of iteration_with_data: {60_000 * iteration / 3600:.1f} hours")
+    return name, rows
+
+
+def against_itself(suite: str, used: hardware.Hardware, console: Console) -> tuple[str, list[Pair]]:
+    """Measure and print the pairs of a suite. Returns the name of the images and the pairs."""
+    make, repeats, name = benchmark_processes.SUITES[suite]
+    console.print(described(machine(used, name)), style="dim")
+    pairs = []
+    with console.status("measuring"):
+        for pair in make(repeats):
+            pairs.append(pair)
+            console.print(f"{pair.name}: {pair.what}")
+    console.print(pairs_table(pairs))
+    return name, pairs
+
+
+def described(about: dict[str, Any]) -> str:
+    """One line about the machine."""
+    return " | ".join(f"{key} {value}" for key, value in about.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    suites = [*SUITES, *benchmark_processes.SUITES]
+    parser.add_argument("--suite", choices=suites, default="quick", help="quick: under two minutes on two cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows there")
+    parser.add_argument("--device", default="auto", help="as hardware.device; busy and startup run on the processor")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
+    parser.add_argument("--task-chunk", type=int, help="tasks computed at once on our side; as hardware.task_chunk")
+    chosen = parser.parse_args(arguments)
+    console = Console()
+    rows: Sequence[Row | Pair]
+    try:
+        if chosen.suite in benchmark_processes.SUITES:
+            used = hardware.set_up("cpu", "fp32", None, True, "auto")
+            name, rows = against_itself(chosen.suite, used, console)
+        else:
+            used = hardware.set_up(chosen.device, chosen.precision, None, False, "auto")
+            name, rows = against_learn2learn(chosen, used, console)
+    except FslError as error:
+        parser.error(str(error))
     if chosen.json:
-        chosen.json.write_text(json.dumps({"machine": about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        found = {"machine": machine(used, name), "rows": [asdict(row) for row in rows]}
+        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

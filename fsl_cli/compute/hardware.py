@@ -123,7 +123,10 @@ def set_up(
     if chosen.type == "cuda" and used.size > 1:
         torch.cuda.set_device(chosen)  # what NCCL goes by
     torch.set_num_threads(threads or _DEFAULT_THREADS)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # The same as torch.use_deterministic_algorithms, which also imports torch's compiler: seconds, at every start.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
+    if compile:
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)  # the compiler is told as well
     # Nothing here reads memory before it is written, and filling it takes a tenth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic

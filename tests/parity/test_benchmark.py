@@ -15,6 +15,7 @@ from fsl_cli.episodes import Task
 pytest.importorskip("learn2learn")
 import benchmark
 import benchmark_peer
+import benchmark_processes
 import benchmark_rows
 from benchmark_timing import alternate, compare, peak_mb
 
@@ -110,3 +111,34 @@ def test_the_quick_suite_has_the_rows_of_the_readme(monkeypatch):
     list(benchmark_rows.quick(None))
     names = [("meta_step_5steps_1query",), ("meta_step_5steps_15query",), "iteration_with_data", "sampling", "proto_eval"]
     assert rows == names
+
+
+def test_two_sides_take_turns_and_the_first_turn_is_not_counted():
+    calls: list[str] = []
+
+    def side(name, seconds):
+        values = iter(seconds)
+        return lambda: (calls.append(name), next(values))[1]
+
+    sides = {"passive": side("p", [9.0, 1.0, 3.0, 2.0]), "default": side("d", [1.0, 6.0, 2.0, 4.0])}
+    pair = benchmark_processes.in_turns("row", "what", sides, 3)
+    assert "".join(calls) == "pdpdpdpd"
+    assert (pair.sides, pair.seconds, pair.ratio) == (("passive", "default"), (2.0, 4.0), 2.0)
+
+
+@pytest.mark.slow
+def test_steps_beside_other_work_are_measured_in_processes(tmp_path, monkeypatch, capsys):
+    make, _, images = benchmark_processes.SUITES["busy"]
+    monkeypatch.setitem(benchmark_processes.SUITES, "busy", (make, 1, images))
+    benchmark.main(["--suite", "busy", "--json", str(tmp_path / "found.json")])
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["step_quiet", "step_busy"]
+    assert all(0 < seconds < 600 for row in rows for seconds in row["seconds"])
+    assert "step_busy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_start_of_a_run_takes_processor_time(tmp_path):
+    seconds = benchmark_processes.first_iteration({"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"})
+    assert 1 < seconds < 300
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ def restored():
     benchmark, states = torch.backends.cudnn.benchmark, (random.getstate(), np.random.get_state(), torch.get_rng_state())
     yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     torch.backends.cudnn.benchmark = benchmark
     random.setstate(states[0])
     np.random.set_state(states[1])
@@ -97,6 +97,7 @@ def test_threads_are_set_and_start_from_the_default_again():
 
 def test_determinism_is_set_and_taken_back(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.delattr(torch, "use_deterministic_algorithms")  # which imports torch's compiler
     set_up("cpu", "fp32", None, False, "auto")
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.benchmark
@@ -108,6 +109,14 @@ def test_determinism_is_set_and_taken_back(monkeypatch):
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     set_up("cpu", "fp32", None, False, "auto")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_compiler_is_told_to_be_deterministic(machine, monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: told.append((mode, warn_only)))
+    machine(1)
+    set_up("cuda", "fp32", None, True, "auto", compile=True)
+    assert told == [(True, True)]
 
 
 def test_denormal_numbers_are_flushed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,15 @@ def test_help_and_ls_are_light(words):
     assert heavy == []
     assert code == (2 if words == ["trian"] else 0)
     assert done.stdout or code
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_passively_unless_the_user_decides(given, expected):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "import os, sys, fsl_cli; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    given_one = {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment | given_one, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected, "False"]
 
 
 # --- the source, as it is written
