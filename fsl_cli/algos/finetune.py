@@ -31,21 +31,20 @@ t interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
+from torch import nn
+from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
-from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.episodes import Episodes
-from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
-from fsl_cli.inner.engines import ENGINES, EngineName
+from fsl_cli.algos.common.step_learner import DescentOptions, StepLearner
+from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
-from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
+
+_TEST_STEPS = 10  # unless test_inner_steps says otherwise
 
 
 class FineTune(StepLearner, Pretrained):
@@ -56,20 +55,17 @@ class FineTune(StepLearner, Pretrained):
         features: width of the backbone's output.
         classes: of the training split.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        train_ways: classes of a training mini-batch, two images each.
-        test_inner_steps: steps on the support set, the largest of a list.
-        inner_lr: their step size.
-        inner_optimizer: see `fsl_cli.inner.update_rules`.
-        inner_weight_decay: times theta, added to the gradient.
-        batch_norm: see above.
-        augment_support: see `episodes.augmentation`.
-        augment_copies: changed copies of each support image.
+        train_ways: classes of a training mini-batch, two images each, >= 2.
+        inner_lr: step size of the steps on the support set, > 0.
+        batch_norm: ``transductive`` or ``inductive``, see above.
+        options: see `DescentOptions`; ``test_inner_steps`` is 10 by default.
 
     Raises:
         FslError: the engine cannot run this inner loop.
     """
 
     embeds = False
+    learn2learn = True
 
     def __init__(
         self,
@@ -79,34 +75,20 @@ class FineTune(StepLearner, Pretrained):
         engine: EngineName = "auto",
         *,
         train_ways: Annotated[int, Ge(2)] = 64,
-        test_inner_steps: TestSteps = 10,
         inner_lr: Annotated[float, Gt(0)] = 0.1,
-        inner_optimizer: InnerOptimizer = "sgd",
-        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         batch_norm: BatchNormMode = "transductive",
-        augment_support: Augmentation = "none",
-        augment_copies: Annotated[int, Ge(1)] = 1,
+        **options: Unpack[DescentOptions],
     ) -> None:
         super().__init__(backbone, LinearHead(features, classes), train_ways)
         self.features, self.inner_lr = features, inner_lr
-        self.test_steps = steps_in_test(test_inner_steps, 1)
-        self.rule = update_rule(inner_optimizer, inner_weight_decay)
-        self.transductive = batch_norm == "transductive"
-        self.augmentation = augment_support, augment_copies
-        self._engine = ENGINES[engine]
-        self._engine.check(self._inner_loop(2))
+        self.set_steps(_TEST_STEPS, transductive=batch_norm == "transductive", **options)
+        self.set_engine(engine, ways=2)
 
-    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Query logits after each number of steps."""
-        episodes = with_augmented_support(episodes, *self.augmentation)
-        return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
-
-    def _inner_loop(self, ways: int) -> InnerLoop:
+    def inner_loop(self, ways: int) -> InnerLoop:
         """The pre-trained network with a head of zeros."""
         with torch.device("meta"):  # the head's values are replaced: draw no random numbers for them
             net = Classifier(self.backbone, self.features, ways)
         net.head = net.head.to_empty(device=self.head.weight.device).to(self.head.weight.dtype)
         for parameter in net.head.parameters():
             nn.init.zeros_(parameter)
-        sizes = [dict.fromkeys((name for name, _ in net.named_parameters()), self.inner_lr)]
-        return InnerLoop(net, "all", sizes, first_order=True, transductive=self.transductive, rule=self.rule)
+        return self.descent(net, self.inner_lr)

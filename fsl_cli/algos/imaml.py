@@ -53,26 +53,25 @@ t interval over 1,000 test episodes). The paper: 99.16 ± 0.35 %. ``scripts/lead
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import BatchNormMode, Step
-from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.episodes import Episodes, Task
-from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
+from fsl_cli.algos.common.gradient_learner import GradientLearner, GradientOptions
+from fsl_cli.episodes import Episodes
 from fsl_cli.inner.conjugate_gradient import conjugate_gradient, norm
-from fsl_cli.inner.engines import EngineName, tasks_engine
-from fsl_cli.inner.inner_loop import Classifier, InnerLoop
+from fsl_cli.inner.engines import EngineName
+from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.tasks import Tasks
-from fsl_cli.inner.update_rules import InnerOptimizer, Parameters, Proximal, parameters_in, update_rule
+from fsl_cli.inner.update_rules import Parameters, Proximal, parameters_in
 from fsl_cli.statistics import classification as metrics
 
 
-class IMAML(StepLearner):
+class IMAML(GradientLearner):
     """Meta-learns the centre of a proximal problem by the implicit gradient of its solution.
 
     Args:
@@ -80,18 +79,13 @@ class IMAML(StepLearner):
         features: width of the backbone's output.
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        regularization: lambda.
-        inner_steps: steps on the inner problem while training.
-        test_inner_steps: ... in `predict`, the largest of a list; None: as while training.
-        inner_lr: their step size.
-        inner_optimizer: see `fsl_cli.inner.update_rules`.
-        inner_weight_decay: w, see above.
-        cg_steps: steps of conjugate gradient, each with one Hessian-vector product.
-        cg_damping: d, see above.
-        batch_norm: see above.
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `fsl_cli.episodes.augmentation`.
-        augment_copies: changed copies of each support image.
+        regularization: lambda, > 0.
+        inner_steps: steps on the inner problem while training, >= 1.
+        inner_lr: their step size, > 0.
+        cg_steps: steps of conjugate gradient, each with one Hessian-vector product, >= 1.
+        cg_damping: d, see above, >= 0.
+        batch_norm: ``transductive`` or ``inductive``, see above.
+        options: see `GradientOptions`; ``inner_weight_decay`` is w, see above.
 
     Raises:
         FslError: the engine cannot run this inner loop.
@@ -106,39 +100,22 @@ class IMAML(StepLearner):
         *,
         regularization: Annotated[float, Gt(0)] = 0.5,
         inner_steps: Annotated[int, Ge(1)] = 8,
-        test_inner_steps: TestSteps = None,
         inner_lr: Annotated[float, Gt(0)] = 0.1,
-        inner_optimizer: InnerOptimizer = "sgd",
-        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         cg_steps: Annotated[int, Ge(1)] = 2,
         cg_damping: Annotated[float, Ge(0)] = 5.0,
         batch_norm: BatchNormMode = "transductive",
-        train_queries: Annotated[int, Ge(1)] | None = None,
-        augment_support: Augmentation = "none",
-        augment_copies: Annotated[int, Ge(1)] = 1,
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__()
-        self.net = Classifier(backbone, features, ways)
-        nn.init.zeros_(self.net.head.weight)
-        nn.init.zeros_(self.net.head.bias)
-        self.regularization = regularization
-        self.inner_steps = inner_steps
-        self.test_steps = steps_in_test(test_inner_steps, inner_steps)
-        self.inner_lr = inner_lr
-        self.rule = Proximal(inner_weight_decay, update_rule(inner_optimizer, 0.0), regularization)
+        transductive = batch_norm == "transductive"
+        super().__init__(backbone, features, ways, inner_steps=inner_steps, transductive=transductive, **options)
+        self.rule = Proximal(self.rule.weight_decay, self.rule, regularization)
+        self.regularization, self.inner_lr = regularization, inner_lr
         self.cg_steps, self.cg_damping = cg_steps, cg_damping
-        self.transductive = batch_norm == "transductive"
-        self.train_queries = train_queries
-        self.augmentation = augment_support, augment_copies
-        self._tasks_of = tasks_engine(engine, self._inner_loop(ways))
-
-    def train_task(self, task: Task) -> Task:
-        """The tested task with ``train_queries`` queries."""
-        return Task(task.ways, task.shots, self.train_queries or task.queries)
+        self.set_engine(engine, ways)
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss at the solutions; its gradient by theta is the implicit one."""
-        tasks = self._tasks(episodes)
+        tasks = self.tasks(episodes)
         with torch.no_grad():
             state = tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps))
         phi = {name: value.requires_grad_() for name, value in parameters_in(state).items()}
@@ -179,14 +156,6 @@ class IMAML(StepLearner):
             unsolved = norm(left) / norm(pull).clamp(min=torch.finfo(residual.dtype).tiny)
         return g, {"cg_residual": residual.mean(), "inner_gradient": unsolved.mean()}
 
-    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Query logits after each number of steps on the inner problem."""
-        return self._tasks(episodes).logits_after(steps)
-
-    def _tasks(self, episodes: Episodes) -> Tasks:
-        return self._tasks_of(self._inner_loop(episodes.ways), with_augmented_support(episodes, *self.augmentation))
-
-    def _inner_loop(self, ways: int) -> InnerLoop:
-        net = self.net.with_ways(ways)
-        step_sizes = [{name: self.inner_lr for name, _ in net.named_parameters()}]
-        return InnerLoop(net, "all", step_sizes, first_order=True, transductive=self.transductive, rule=self.rule)
+    def inner_loop(self, ways: int) -> InnerLoop:
+        """See `StepLearner`."""
+        return self.descent(self.net.with_ways(ways), self.inner_lr)

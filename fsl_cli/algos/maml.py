@@ -45,25 +45,23 @@ methods=maml,fomaml,anil,boil,metasgd``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
+from torch import nn
+from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import BatchNormMode, Step
-from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
+from fsl_cli.algos.common.gradient_learner import GradientLearner, UnrolledOptions, for_ways, mean_step_size
 from fsl_cli.episodes import Episodes, Task
-from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.errors import FslError
-from fsl_cli.inner.engines import ENGINES, EngineName
-from fsl_cli.inner.inner_loop import Adapt, Classifier, InnerLoop, adapted_names, mean_row
+from fsl_cli.inner.engines import EngineName
+from fsl_cli.inner.inner_loop import Adapt, InnerLoop, adapted_names
 from fsl_cli.inner.step_sizes import Learning, StepSizes
-from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
 from fsl_cli.statistics import classification as metrics
 
 
-class MAML(StepLearner):
+class MAML(GradientLearner):
     """Meta-learns an initialisation from which a few gradient steps solve a task.
 
     Args:
@@ -71,23 +69,19 @@ class MAML(StepLearner):
         features: width of the backbone's output.
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        inner_steps: K while training.
-        test_inner_steps: K in `predict`, the largest of a list; None: as while training.
-        inner_lr: alpha, or where learned step sizes start.
+        inner_steps: K while training, >= 1.
+        inner_lr: alpha, or where learned step sizes start, > 0.
         inner_lr_learning: see `StepSizes`.
-        inner_optimizer: see `fsl_cli.inner.update_rules`.
-        inner_weight_decay: times theta, added to the inner gradient.
         first_order: ignore second derivatives (FOMAML).
-        adapt: what the inner loop moves: all, the head (ANIL) or the body (BOIL).
-        batch_norm: see above.
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `fsl_cli.episodes.augmentation`.
-        augment_copies: changed copies of each support image.
-        checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
+        adapt: what the inner loop moves: ``all``, the ``head`` (ANIL) or the ``body`` (BOIL).
+        batch_norm: ``transductive`` or ``inductive``, see above.
+        options: see `UnrolledOptions`.
 
     Raises:
         FslError: the engine cannot run this inner loop.
     """
+
+    learn2learn = True
 
     def __init__(
         self,
@@ -97,42 +91,27 @@ class MAML(StepLearner):
         engine: EngineName = "auto",
         *,
         inner_steps: Annotated[int, Ge(1)] = 1,
-        test_inner_steps: TestSteps = None,
         inner_lr: Annotated[float, Gt(0)] = 0.4,
         inner_lr_learning: Learning = "none",
-        inner_optimizer: InnerOptimizer = "sgd",
-        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         first_order: bool = False,
         adapt: Adapt = "all",
         batch_norm: BatchNormMode = "transductive",
-        train_queries: Annotated[int, Ge(1)] | None = None,
-        augment_support: Augmentation = "none",
-        augment_copies: Annotated[int, Ge(1)] = 1,
-        checkpoint_inner: bool = False,
+        **options: Unpack[UnrolledOptions],
     ) -> None:
-        super().__init__()
-        self.net = Classifier(backbone, features, ways)
-        if adapt != "body":  # a head of zeros would pass no gradient to the body
-            nn.init.zeros_(self.net.head.weight)
-            nn.init.zeros_(self.net.head.bias)
+        super().__init__(
+            backbone,
+            features,
+            ways,
+            inner_steps=inner_steps,
+            transductive=batch_norm == "transductive",
+            zero_head=adapt != "body",  # a head of zeros would pass no gradient to the body
+            **options,
+        )
         named = dict(self.net.named_parameters())
         adapted = {name: named[name] for name in adapted_names(self.net, adapt)}
         self.step_sizes = StepSizes(adapted, inner_lr, inner_lr_learning, inner_steps)
-        self.inner_steps = inner_steps
-        self.test_steps = steps_in_test(test_inner_steps, inner_steps)
-        self.rule = update_rule(inner_optimizer, inner_weight_decay)
-        self.first_order = first_order
-        self.adapt = adapt
-        self.transductive = batch_norm == "transductive"
-        self.train_queries = train_queries
-        self.augmentation = augment_support, augment_copies
-        self.checkpoint_inner = checkpoint_inner
-        self._engine = ENGINES[engine]
-        self._engine.check(self._inner_loop(ways))
-
-    def train_task(self, task: Task) -> Task:
-        """The tested task with ``train_queries`` queries."""
-        return Task(task.ways, task.shots, self.train_queries or task.queries)
+        self.first_order, self.adapt = first_order, adapt
+        self.set_engine(engine, ways)
 
     def task_problems(self, task: Task) -> list[FslError]:
         """With ``adapt=body`` the head is fixed, so that the ways cannot change."""
@@ -145,16 +124,11 @@ class MAML(StepLearner):
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after adaptation (the loss in eq. 1)."""
         logits = self.logits_after(episodes, [self.inner_steps])[-1]
-        alpha = self.step_sizes.mean()
-        logged = {} if alpha is None else {"inner_lr": alpha}
-        return Step(metrics.cross_entropy(logits, episodes.query_y).mean(), logits.detach(), logged)
+        loss = metrics.cross_entropy(logits, episodes.query_y).mean()
+        return Step(loss, logits.detach(), mean_step_size(self.step_sizes))
 
-    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Query logits after each number of steps."""
-        episodes = with_augmented_support(episodes, *self.augmentation)
-        return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
-
-    def _inner_loop(self, ways: int) -> InnerLoop:
+    def inner_loop(self, ways: int) -> InnerLoop:
+        """See `StepLearner`."""
         return InnerLoop(
             self.net.with_ways(ways),
             self.adapt,
@@ -164,17 +138,3 @@ class MAML(StepLearner):
             self.checkpoint_inner,
             self.rule,
         )
-
-
-def for_ways(
-    step_sizes: Sequence[Mapping[str, Tensor | float]], net: Classifier, ways: int
-) -> Sequence[Mapping[str, Tensor | float]]:
-    """Step sizes of ``net`` for `Classifier.with_ways`: those of the rows of the head become their mean."""
-    if ways == net.head.out_features:
-        return step_sizes
-    shapes = {f"head.{name}": theta.shape for name, theta in net.head.named_parameters()}
-
-    def of(name: str, alpha: Tensor | float) -> Tensor | float:
-        return mean_row(alpha, ways) if isinstance(alpha, Tensor) and shapes.get(name) == alpha.shape else alpha
-
-    return [{name: of(name, alpha) for name, alpha in each.items()} for each in step_sizes]

@@ -50,27 +50,25 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import Step
 from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.algos.common.gradient_learner import GradientLearner, UnrolledOptions, for_ways, mean_step_size
 from fsl_cli.algos.common.per_step_batch_norm import PerStepBatchNorm
-from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.algos.maml import for_ways
 from fsl_cli.backbones.batch_norm import statistics_from
-from fsl_cli.episodes import Episodes, Task
-from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
+from fsl_cli.episodes import Episodes
 from fsl_cli.errors import FslError
-from fsl_cli.inner.engines import ENGINES, EngineName
-from fsl_cli.inner.inner_loop import Classifier, InnerLoop
+from fsl_cli.inner.engines import EngineName
+from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.step_sizes import Learning, StepSizes
 from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
-from fsl_cli.inner.update_rules import InnerOptimizer, update_rule
 from fsl_cli.statistics import classification as metrics
 
 _SMALLEST = 0.03  # times 1/K, what multi-step annealing leaves to the earlier steps, as in the authors' code
 
 
-class MAMLPlusPlus(StepLearner):
+class MAMLPlusPlus(GradientLearner):
     """MAML with learned step sizes, scales and shifts for every step, and an outer loss of every step.
 
     Args:
@@ -78,25 +76,20 @@ class MAMLPlusPlus(StepLearner):
         features: width of the backbone's output.
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        inner_steps: K while training.
-        test_inner_steps: K in `predict`, the largest of a list; None: as while training.
-        inner_lr: where learned step sizes start.
+        inner_steps: K while training, >= 1.
+        inner_lr: where learned step sizes start, > 0.
         inner_lr_learning: see `StepSizes`.
-        inner_optimizer: see `fsl_cli.inner.update_rules`.
-        inner_weight_decay: times theta, added to the inner gradient.
-        multi_step_iterations: outer steps with the multi-step loss.
+        multi_step_iterations: outer steps with the multi-step loss, >= 0.
         per_step_batch_norm: scale and shift of batch normalisation for every step; with ``running`` also averages.
-        first_order_iterations: outer steps without second derivatives.
-        batch_norm: see above.
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `episodes.augmentation`.
-        augment_copies: changed copies of each support image.
-        checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
+        first_order_iterations: outer steps without second derivatives, >= 0.
+        batch_norm: ``transductive``, ``inductive`` or ``running``, see above.
+        options: see `UnrolledOptions`.
 
     Raises:
         FslError: the engine cannot run this inner loop; ``running`` without anything to average.
     """
 
+    learn2learn = True
     importance: Tensor
 
     def __init__(
@@ -107,51 +100,31 @@ class MAMLPlusPlus(StepLearner):
         engine: EngineName = "auto",
         *,
         inner_steps: Annotated[int, Ge(1)] = 5,
-        test_inner_steps: TestSteps = None,
         inner_lr: Annotated[float, Gt(0)] = 0.1,
         inner_lr_learning: Learning = "per_layer_per_step",
-        inner_optimizer: InnerOptimizer = "sgd",
-        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         multi_step_iterations: Annotated[int, Ge(0)] = 500,
         per_step_batch_norm: bool = True,
         first_order_iterations: Annotated[int, Ge(0)] = 0,
         batch_norm: Literal["transductive", "inductive", "running"] = "transductive",
-        train_queries: Annotated[int, Ge(1)] | None = None,
-        augment_support: Augmentation = "none",
-        augment_copies: Annotated[int, Ge(1)] = 1,
-        checkpoint_inner: bool = False,
+        **options: Unpack[UnrolledOptions],
     ) -> None:
-        super().__init__()
+        transductive = batch_norm == "transductive"
+        super().__init__(backbone, features, ways, inner_steps=inner_steps, transductive=transductive, **options)
         self.running = batch_norm == "running"
         if self.running and not per_step_batch_norm:
             what = "running averages are kept for every step, but algo.per_step_batch_norm=false"
             raise FslError(what, where="algo.batch_norm", hint="use inductive, or algo.per_step_batch_norm=true")
-        self.net = Classifier(backbone, features, ways)
-        nn.init.zeros_(self.net.head.weight)
-        nn.init.zeros_(self.net.head.bias)
         self.batch_norms = PerStepBatchNorm(self.net, inner_steps if per_step_batch_norm else 0)
         if self.running and not list(self.batch_norms.parameters()):
             raise FslError("the backbone has no batch normalisation to average", where="algo.batch_norm", hint="use inductive")
         adapted = {name: theta for name, theta in self.net.named_parameters() if theta.requires_grad}
         self.step_sizes = StepSizes(adapted, inner_lr, inner_lr_learning, inner_steps)
-        self.inner_steps = inner_steps
-        self.test_steps = steps_in_test(test_inner_steps, inner_steps)
-        self.rule = update_rule(inner_optimizer, inner_weight_decay)
         self.multi_step_iterations, self.first_order_iterations = multi_step_iterations, first_order_iterations
-        self.transductive = batch_norm == "transductive"
-        self.train_queries = train_queries
-        self.augmentation = augment_support, augment_copies
-        self.checkpoint_inner = checkpoint_inner
         # A tensor, since torch.compile compiles again whenever a number of a module has changed.
         self.register_buffer("importance", torch.ones(inner_steps), persistent=False)
         self.begin_iteration(0)
         self._running_tasks = loop_tasks if engine == "loop" else vmap_tasks
-        self._engine = ENGINES[engine]
-        self._engine.check(self._inner_loop(ways))
-
-    def train_task(self, task: Task) -> Task:
-        """The tested task with ``train_queries`` queries."""
-        return Task(task.ways, task.shots, self.train_queries or task.queries)
+        self.set_engine(engine, ways)
 
     def begin_iteration(self, iteration: int) -> None:
         """Set what is annealed."""
@@ -161,40 +134,39 @@ class MAMLPlusPlus(StepLearner):
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after every step, weighted (eq. 5); with ``running``, moves the running averages of every step."""
-        episodes = with_augmented_support(episodes, *self.augmentation)
+        episodes = self.augmented(episodes)
         if self.running:
             self._track(episodes)
         steps = range(1, self.inner_steps + 1) if self._multi_step else [self.inner_steps]
-        inner = self._inner_loop(episodes.ways, first_order=self._first_order)
+        inner = self.inner_loop(episodes.ways, first_order=self._first_order)
         logits = self._engine.run(inner, episodes, steps)
         losses = torch.stack([metrics.cross_entropy(each, episodes.query_y).mean() for each in logits])
         logged = {"last_step_loss": losses[-1].detach(), "last_step_importance": self.importance[-1]}
-        alpha = self.step_sizes.mean()
-        if alpha is not None:
-            logged["inner_lr"] = alpha
+        logged |= mean_step_size(self.step_sizes)
         return Step((self.importance[-len(losses) :] * losses).sum(), logits[-1].detach(), logged)
 
     def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits after each number of steps."""
-        episodes = with_augmented_support(episodes, *self.augmentation)
         if not self.running:
-            return self._engine.run(self._inner_loop(episodes.ways), episodes, steps)
+            return super().logits_after(episodes, steps)
         if not self.batch_norms.has_averages():
             what = "running is not valid: the run was trained without running averages of every step"
             raise FslError(what, where="algo.batch_norm", hint="use transductive or inductive, or train with running")
         # torch.func.vmap cannot mix the precision of images with that of averages.
+        episodes = self.augmented(episodes)
         with statistics_from(self.net, "running"), full_precision(episodes.support_x):
-            return self._running_tasks(self._inner_loop(episodes.ways, averages=True), episodes).logits_after(steps)
+            return self._running_tasks(self.inner_loop(episodes.ways, averages=True), episodes).logits_after(steps)
 
     @torch.no_grad()
     def _track(self, episodes: Episodes) -> None:
         """One task after the other, so that the averages do not depend on how many are computed at once."""
-        inner = self._inner_loop(episodes.ways, averages=True)
+        inner = self.inner_loop(episodes.ways, averages=True)
         with statistics_from(self.net, "tracked_batch"):
             for task in episodes.split(1):
                 loop_tasks(inner, task).logits_after(range(1, self.inner_steps + 1))
 
-    def _inner_loop(self, ways: int, *, first_order: bool = True, averages: bool = False) -> InnerLoop:
+    def inner_loop(self, ways: int, *, first_order: bool = True, averages: bool = False) -> InnerLoop:
+        """See `StepLearner`; with ``averages`` a forward pass also uses, or moves, the running averages of its step."""
         return InnerLoop(
             self.net.with_ways(ways),
             "all",

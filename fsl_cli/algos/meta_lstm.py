@@ -48,13 +48,13 @@ from typing import Annotated, NamedTuple
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import BatchNormMode, Step
-from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
-from fsl_cli.episodes import Episodes, Task
-from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
-from fsl_cli.inner.engines import EngineName, tasks_engine
-from fsl_cli.inner.inner_loop import Classifier, InnerLoop
+from fsl_cli.algos.common.gradient_learner import GradientLearner, MetaOptions
+from fsl_cli.episodes import Episodes
+from fsl_cli.inner.engines import EngineName
+from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.tasks import Tasks
 from fsl_cli.inner.update_rules import Parameters
 from fsl_cli.statistics import classification as metrics
@@ -120,7 +120,7 @@ def preprocessed(x: Tensor) -> Tensor:
     return torch.stack([first, second], dim=-1)
 
 
-class MetaLSTM(StepLearner):
+class MetaLSTM(GradientLearner):
     """Meta-learns an optimizer and the initialisation that it starts from.
 
     Args:
@@ -128,15 +128,12 @@ class MetaLSTM(StepLearner):
         features: width of the backbone's output.
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`; all but learn2learn.
-        inner_steps: T while training.
-        test_inner_steps: T in `predict`, the largest of a list; None: as while training.
+        inner_steps: T while training, >= 1.
         hidden_size: width of the first LSTM; 0: none.
-        inner_lr: where the input gate starts.
-        forget: where the forget gate starts.
-        batch_norm: see above.
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `episodes.augmentation`.
-        augment_copies: changed copies of each support image.
+        inner_lr: where the input gate starts, in 0..1.
+        forget: where the forget gate starts, in 0..1.
+        batch_norm: ``transductive`` or ``inductive``, see above.
+        options: see `MetaOptions`.
 
     Raises:
         FslError: the engine cannot run this inner loop.
@@ -150,29 +147,16 @@ class MetaLSTM(StepLearner):
         engine: EngineName = "auto",
         *,
         inner_steps: Annotated[int, Ge(1)] = 3,
-        test_inner_steps: TestSteps = None,
         hidden_size: Annotated[int, Ge(0)] = 0,
         inner_lr: Annotated[float, Gt(0), Lt(1)] = 0.4,
         forget: Annotated[float, Gt(0), Lt(1)] = 0.99,
         batch_norm: BatchNormMode = "transductive",
-        train_queries: Annotated[int, Ge(1)] | None = 5,
-        augment_support: Augmentation = "none",
-        augment_copies: Annotated[int, Ge(1)] = 1,
+        **options: Unpack[MetaOptions],
     ) -> None:
-        super().__init__()
-        self.net = Classifier(backbone, features, ways)
-        nn.init.zeros_(self.net.head.weight)
-        nn.init.zeros_(self.net.head.bias)
+        transductive = batch_norm == "transductive"
+        super().__init__(backbone, features, ways, inner_steps=inner_steps, transductive=transductive, **options)
         self.meta_learner = MetaLearner(hidden_size, inner_lr, forget)
-        self.inner_steps, self.test_steps = inner_steps, steps_in_test(test_inner_steps, inner_steps)
-        self.transductive = batch_norm == "transductive"
-        self.train_queries = train_queries
-        self.augmentation = augment_support, augment_copies
-        self._tasks_of = tasks_engine(engine, self._inner_loop(ways))
-
-    def train_task(self, task: Task) -> Task:
-        """The tested task with ``train_queries`` queries."""
-        return Task(task.ways, task.shots, self.train_queries or task.queries)
+        self.set_engine(engine, ways)
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss at c_T."""
@@ -186,8 +170,7 @@ class MetaLSTM(StepLearner):
 
     def _logits(self, episodes: Episodes, steps: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Query logits ``[len(steps), T, N*Q, N]`` after each number of steps, ascending, and the means of the last gates."""
-        episodes = with_augmented_support(episodes, *self.augmentation)
-        tasks = self._tasks_of(self._inner_loop(episodes.ways), episodes)
+        tasks = self.tasks(episodes)
         coordinates = Coordinates(tasks.start, len(episodes))
         c = coordinates.joined(tasks.start)
         state, found = CellState(c, torch.zeros_like(c), torch.zeros_like(c)), []
@@ -207,10 +190,9 @@ class MetaLSTM(StepLearner):
         gradient = tasks.gradient(weights, step, first_order=True)
         return coordinates.joined(gradient), tasks.support_loss(weights, step)
 
-    def _inner_loop(self, ways: int) -> InnerLoop:
-        net = self.net.with_ways(ways)
-        names: dict[str, Tensor | float] = dict.fromkeys((name for name, _ in net.named_parameters()), 1.0)
-        return InnerLoop(net, "all", [names], first_order=True, transductive=self.transductive)
+    def inner_loop(self, ways: int) -> InnerLoop:
+        """The network of the tasks; the steps are those of the meta-learner."""
+        return self.descent(self.net.with_ways(ways), lr=1.0)
 
 
 class Coordinates:

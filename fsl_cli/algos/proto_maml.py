@@ -38,16 +38,16 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import BatchNormMode
-from fsl_cli.algos.common.step_learner import TestSteps
+from fsl_cli.algos.common.gradient_learner import UnrolledOptions
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import class_means
 from fsl_cli.episodes import Episodes
-from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
-from fsl_cli.inner.engines import EngineName, tasks_engine
+from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.step_sizes import Learning
-from fsl_cli.inner.update_rules import InnerOptimizer, Parameters
+from fsl_cli.inner.update_rules import Parameters
 
 
 class ProtoMAML(MAML):
@@ -58,22 +58,18 @@ class ProtoMAML(MAML):
         features: width of the backbone's output.
         ways: classes of a training episode.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        inner_steps: K while training.
-        test_inner_steps: K in `predict`, the largest of a list; None: as while training.
-        inner_lr: alpha, or where learned step sizes start.
+        inner_steps: K while training, >= 1.
+        inner_lr: alpha, or where learned step sizes start, > 0.
         inner_lr_learning: see `StepSizes`.
-        inner_optimizer: see `fsl_cli.inner.update_rules`.
-        inner_weight_decay: times the weight, added to the inner gradient.
         first_order: ignore second derivatives.
-        batch_norm: see above.
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        augment_support: see `fsl_cli.episodes.augmentation`.
-        augment_copies: changed copies of each support image.
-        checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory.
+        batch_norm: ``transductive`` or ``inductive``, see above.
+        options: see `UnrolledOptions`.
 
     Raises:
         FslError: the engine cannot run this inner loop.
     """
+
+    learn2learn = False
 
     def __init__(
         self,
@@ -83,17 +79,11 @@ class ProtoMAML(MAML):
         engine: EngineName = "auto",
         *,
         inner_steps: Annotated[int, Ge(1)] = 1,
-        test_inner_steps: TestSteps = None,
         inner_lr: Annotated[float, Gt(0)] = 0.1,
         inner_lr_learning: Learning = "none",
-        inner_optimizer: InnerOptimizer = "sgd",
-        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         first_order: bool = False,
         batch_norm: BatchNormMode = "transductive",
-        train_queries: Annotated[int, Ge(1)] | None = None,
-        augment_support: Augmentation = "none",
-        augment_copies: Annotated[int, Ge(1)] = 1,
-        checkpoint_inner: bool = False,
+        **options: Unpack[UnrolledOptions],
     ) -> None:
         super().__init__(
             backbone,
@@ -101,26 +91,18 @@ class ProtoMAML(MAML):
             ways,
             engine,
             inner_steps=inner_steps,
-            test_inner_steps=test_inner_steps,
             inner_lr=inner_lr,
             inner_lr_learning=inner_lr_learning,
-            inner_optimizer=inner_optimizer,
-            inner_weight_decay=inner_weight_decay,
             first_order=first_order,
             batch_norm=batch_norm,
-            train_queries=train_queries,
-            augment_support=augment_support,
-            augment_copies=augment_copies,
-            checkpoint_inner=checkpoint_inner,
+            **options,
         )
         self.net.head.requires_grad_(False)  # it says what shape a head has; every task brings its values
-        self._tasks_of = tasks_engine(engine, self._inner_loop(ways))
 
     def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits after each number of steps from the prototypes."""
-        episodes = with_augmented_support(episodes, *self.augmentation)
-        tasks = self._tasks_of(self._inner_loop(episodes.ways), episodes)
-        prototypes = class_means(tasks.support_features(), episodes.support_y, episodes.ways)
+        tasks = self.tasks(episodes)
+        prototypes = class_means(tasks.support_features(), tasks.episodes.support_y, episodes.ways)
         head = {f"head.{name}": value.to(self.net.head.weight) for name, value in prototype_head(prototypes).items()}
         return tasks.logits_after(steps, start=tasks.start | tasks.pack_each(head))
 

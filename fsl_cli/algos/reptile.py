@@ -46,25 +46,26 @@ t interval over 1,000 test episodes). The paper, by 100,000 iterations: 97.68 % 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import BatchNormMode, Step
-from fsl_cli.algos.common.step_learner import StepLearner, TestSteps, steps_in_test
+from fsl_cli.algos.common.gradient_learner import GradientLearner, GradientOptions
 from fsl_cli.episodes import Episodes, Task
-from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
-from fsl_cli.inner.engines import EngineName, tasks_engine
-from fsl_cli.inner.inner_loop import Classifier, InnerLoop, mean_row
+from fsl_cli.inner.engines import EngineName
+from fsl_cli.inner.inner_loop import InnerLoop, mean_row
 from fsl_cli.inner.mini_batches import mini_batches
 from fsl_cli.inner.tasks import Tasks
-from fsl_cli.inner.update_rules import Adam, InnerOptimizer, Parameters, parameters_in, update_rule
+from fsl_cli.inner.update_rules import Adam, Parameters, parameters_in
 from fsl_cli.statistics import classification as metrics
 
 
-class Reptile(StepLearner):
+class Reptile(GradientLearner):
     """Meta-learns an initialisation by moving it towards the weights that tasks are solved with.
 
     Args:
@@ -72,19 +73,14 @@ class Reptile(StepLearner):
         features: width of the backbone's output.
         ways: classes of a training episode; the width of the head.
         engine: how tasks are run, see `fsl_cli.inner.engines`; all but learn2learn.
-        inner_steps: k while training.
-        test_inner_steps: k in `predict`, the largest of a list; None: as while training.
-        inner_batch: images of a step while training; None: the whole support set.
-        test_inner_batch: images of a step in `predict`; None: the whole support set.
-        inner_lr: step size of the inner optimizer.
-        inner_optimizer: see `fsl_cli.inner.update_rules`; adam has beta1 = 0 here.
-        inner_weight_decay: times theta, added to the inner gradient.
+        inner_steps: k while training, >= 1.
+        inner_batch: images of a step while training, >= 1; None: the whole support set.
+        test_inner_batch: images of a step in `predict`, >= 1; None: the whole support set.
+        inner_lr: step size of the inner optimizer, > 0.
         symmetric_head: see above.
-        batch_norm: see above.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode, for the log; None: as in the tested task.
-        augment_support: see `fsl_cli.episodes.augmentation`.
-        augment_copies: changed copies of each support image.
+        batch_norm: ``transductive`` or ``inductive``, see above.
+        train_shots: shots of a training episode, >= 1; None: as in the tested task.
+        options: see `GradientOptions`; adam has beta1 = 0 here.
 
     Raises:
         FslError: the engine cannot run this inner loop.
@@ -98,33 +94,21 @@ class Reptile(StepLearner):
         engine: EngineName = "auto",
         *,
         inner_steps: Annotated[int, Ge(1)] = 8,
-        test_inner_steps: TestSteps = 10,
         inner_batch: Annotated[int, Ge(1)] | None = 10,
         test_inner_batch: Annotated[int, Ge(1)] | None = None,
         inner_lr: Annotated[float, Gt(0)] = 0.5,
-        inner_optimizer: InnerOptimizer = "sgd",
-        inner_weight_decay: Annotated[float, Ge(0)] = 0.0,
         symmetric_head: bool = True,
         batch_norm: BatchNormMode = "transductive",
         train_shots: Annotated[int, Ge(1)] | None = 10,
-        train_queries: Annotated[int, Ge(1)] | None = 1,
-        augment_support: Augmentation = "none",
-        augment_copies: Annotated[int, Ge(1)] = 1,
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__()
-        self.net = Classifier(backbone, features, ways)
-        nn.init.zeros_(self.net.head.weight)
-        nn.init.zeros_(self.net.head.bias)
-        self.inner_steps, self.test_steps = inner_steps, steps_in_test(test_inner_steps, inner_steps)
+        transductive = batch_norm == "transductive"
+        super().__init__(backbone, features, ways, inner_steps=inner_steps, transductive=transductive, **options)
+        if isinstance(self.rule, Adam):
+            self.rule = replace(self.rule, beta1=0.0)
         self.inner_batch, self.test_inner_batch = inner_batch, test_inner_batch
-        self.inner_lr = inner_lr
-        adam = inner_optimizer == "adam"
-        self.rule = Adam(inner_weight_decay, beta1=0.0) if adam else update_rule(inner_optimizer, inner_weight_decay)
-        self.symmetric_head = symmetric_head
-        self.transductive = batch_norm == "transductive"
-        self.train_shots, self.train_queries = train_shots, train_queries
-        self.augmentation = augment_support, augment_copies
-        self._tasks_of = tasks_engine(engine, self._inner_loop(ways))
+        self.inner_lr, self.symmetric_head, self.train_shots = inner_lr, symmetric_head, train_shots
+        self.set_engine(engine, ways)
 
     def train_task(self, task: Task) -> Task:
         """The tested task with ``train_shots`` shots and ``train_queries`` queries."""
@@ -132,7 +116,7 @@ class Reptile(StepLearner):
 
     def loss(self, episodes: Episodes) -> Step:
         """A surrogate: its value is the query loss after adaptation, its gradient theta - mean_i theta_i'."""
-        tasks = self._tasks(episodes, self.inner_batch, self.inner_steps)
+        tasks = self._batched(episodes, self.inner_batch, self.inner_steps)
         with torch.no_grad():
             adapted = parameters_in(tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps)))
             logits = tasks.query_logits(adapted, self.inner_steps - 1)
@@ -160,18 +144,18 @@ class Reptile(StepLearner):
 
     def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits after each number of steps on mini-batches of the support set."""
-        return self._tasks(episodes, self.test_inner_batch, steps[-1]).logits_after(steps)
+        return self._batched(episodes, self.test_inner_batch, steps[-1]).logits_after(steps)
 
-    def _tasks(self, episodes: Episodes, batch: int | None, steps: int) -> Tasks:
-        episodes = with_augmented_support(episodes, *self.augmentation)
+    def _batched(self, episodes: Episodes, batch: int | None, steps: int) -> Tasks:
+        """The tasks under adaptation, each step on ``batch`` of the augmented support images."""
+        episodes = self.augmented(episodes)
         rows = episodes.support_y.shape[1]
         batches = mini_batches(episodes.seeds, rows, batch, steps) if batch and steps else None
-        return self._tasks_of(self._inner_loop(episodes.ways), episodes, batches)
+        return self._tasks_of(self.inner_loop(episodes.ways), episodes, batches)
 
-    def _inner_loop(self, ways: int) -> InnerLoop:
-        net = self.net.with_ways(ways)
-        sizes = [dict.fromkeys((name for name, _ in net.named_parameters()), self.inner_lr)]
-        return InnerLoop(net, "all", sizes, first_order=True, transductive=self.transductive, rule=self.rule)
+    def inner_loop(self, ways: int) -> InnerLoop:
+        """See `StepLearner`."""
+        return self.descent(self.net.with_ways(ways), self.inner_lr)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Config node to object: an allow-listed ``_target_`` and arguments bound to its signature.
 
 The constructor's signature is the schema. Arguments the program supplies itself (the backbone, the image shape, ...) are
-``runtime`` arguments; every other parameter is an option, and its annotation says which values are valid.
+``runtime`` arguments; every other parameter is an option, and its annotation says which values are valid. Options that
+several classes share may stand in a `TypedDict`: ``**options: Unpack[SharedOptions]`` (PEP 692) has all of its keys.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from typing_extensions import NotRequired, Required, Unpack
 
 from fsl_cli.errors import FslError, close_match, first_line, raise_all
 from fsl_cli.settings.conf_files import RESERVED
@@ -68,7 +70,7 @@ def build(node: Mapping[str, Any], where: str, runtime: Mapping[str, Any]) -> An
     """
     raise_all(check(node, where, runtime))
     cls = target_of(node, where)
-    taken = inspect.signature(cls).parameters
+    taken = arguments_of(cls)
     valid = _schema(cls, runtime)(**_options(node))  # converted to their types: the words "no" and "0.4" are a bool, a float
     options = {name: getattr(valid, name) for name in valid.model_fields_set}
     try:
@@ -79,7 +81,35 @@ def build(node: Mapping[str, Any], where: str, runtime: Mapping[str, Any]) -> An
 
 def takes(node: Mapping[str, Any], where: str, argument: str) -> bool:
     """Whether the constructor of ``node`` has this argument."""
-    return argument in inspect.signature(target_of(node, where)).parameters
+    return argument in arguments_of(target_of(node, where))
+
+
+def arguments_of(cls: type) -> dict[str, tuple[Any, Any]]:
+    """Annotation and default of each argument of a constructor; the default of a required argument is ``...``."""
+    constructor = cls.__init__  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(constructor, include_extras=True)
+    except (NameError, TypeError):  # a third party's annotations that only exist for type checkers
+        hints = {}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        hint = hints.get(name, Any)
+        if parameter.kind is parameter.VAR_KEYWORD and typing.get_origin(hint) is Unpack:
+            found |= _keys_of(typing.get_args(hint)[0])
+        elif parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            found[name] = hint, ... if parameter.default is parameter.empty else parameter.default
+    return found
+
+
+def _keys_of(options: Any) -> dict[str, tuple[Any, Any]]:
+    """The keys of a `TypedDict` as `arguments_of`; what is left out is not passed on, so that None stands for any default."""
+    found = {}
+    for name, hint in typing.get_type_hints(options, include_extras=True).items():
+        required = name in options.__required_keys__
+        if typing.get_origin(hint) in (Required, NotRequired):
+            required, hint = typing.get_origin(hint) is Required, typing.get_args(hint)[0]
+        found[name] = hint, ... if required else None
+    return found
 
 
 def problems_of(error: ValidationError, schema: type[BaseModel], where: str, data: Mapping[str, Any]) -> list[FslError]:
@@ -130,16 +160,6 @@ def _options(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(cls: type, runtime: Collection[str]) -> type[BaseModel]:
-    constructor = cls.__init__  # type: ignore[misc]
-    try:
-        hints = typing.get_type_hints(constructor, include_extras=True)
-    except (NameError, TypeError):  # a third party's annotations that only exist for type checkers
-        hints = {}
-    fields: dict[str, Any] = {}
-    for name, parameter in list(inspect.signature(cls).parameters.items()):
-        if name in runtime or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (hints.get(name, Any), default)
+    fields: dict[str, Any] = {name: field for name, field in arguments_of(cls).items() if name not in runtime}
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
     return create_model(cls.__name__, __config__=config, **fields)

@@ -87,7 +87,7 @@ class Quadratic(Tasks):
     """Tasks with the support loss ``phi' A phi / 2 - b' phi``, whose inner problem has a solution in closed form."""
 
     def __init__(self, algorithm: IMAML, a: Tensor, b: Tensor, theta: Tensor) -> None:
-        super().__init__(algorithm._inner_loop(3), random_episodes())
+        super().__init__(algorithm.inner_loop(3), random_episodes())
         self.a, self.b, self.start = a, b, {"x": theta}
         object.__setattr__(self.inner, "step_sizes", [{"x": algorithm.inner_lr}])
 
@@ -129,7 +129,7 @@ def test_a_quadratic_problem_has_the_solution_and_the_gradient_of_linear_algebra
 def test_conjugate_gradient_solves_with_the_hessian_of_each_task(engine, damping):
     algorithm, episodes = imaml(engine, cg_steps=100, cg_damping=damping), random_episodes()
     _, gradients = loss_and_gradients(algorithm, episodes)
-    tasks = algorithm._tasks(episodes)
+    tasks = algorithm.tasks(episodes)
     phi = parameters_in(tasks.adapted(algorithm.rule.begin(tasks.start), range(3)))
     shapes = {name: value.shape for name, value in algorithm.net.named_parameters()}
 

@@ -204,8 +204,8 @@ def test_an_inductive_query_is_alone():
 
 
 def test_training_tasks_have_their_own_shots_and_augmented_copies_are_seen():
-    assert Reptile(TinyNet(), 4, 5).train_task(Task(5, 1, 15)) == Task(5, 10, 1)
-    assert Reptile(TinyNet(), 4, 5, train_shots=None, train_queries=None).train_task(TASK) == TASK
+    assert Reptile(TinyNet(), 4, 5, train_queries=1).train_task(Task(5, 1, 15)) == Task(5, 10, 1)
+    assert Reptile(TinyNet(), 4, 5, train_shots=None).train_task(TASK) == TASK
     episodes = seeded(random_episodes())
     plain, more = reptile().predict(episodes), reptile(augment_support="affine", augment_copies=2).predict(episodes)
     assert (plain - more).abs().max() > 1e-3

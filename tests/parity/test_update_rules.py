@@ -134,7 +134,7 @@ def test_a_step_size_for_each_step_is_used_in_its_step():
 def test_mini_batches_of_the_support_set_are_taken_in_turns(which):
     batches = torch.tensor([[[0, 2], [5, 1]], [[3, 4], [0, 0]], [[1, 2], [4, 5]]])
     algorithm = maml("loop", adapt=which)
-    inner = algorithm._inner_loop(EPISODES.ways)
+    inner = algorithm.inner_loop(EPISODES.ways)
     found = {kind: kind(inner, EPISODES, batches).logits_after([3])[0] for kind in (loop_tasks, vmap_tasks, FastTasks)}
     for task in range(len(EPISODES)):
         net = copy.deepcopy(algorithm.net)
@@ -153,7 +153,7 @@ def test_mini_batches_of_the_support_set_are_taken_in_turns(which):
 
 
 def test_support_losses_and_features_of_engines_are_those_of_the_net():
-    inner = maml("loop")._inner_loop(EPISODES.ways)
+    inner = maml("loop").inner_loop(EPISODES.ways)
     for kind in (loop_tasks, vmap_tasks, FastTasks):
         tasks = kind(inner, EPISODES)
         losses, features = tasks.support_loss(tasks.start, 0), tasks.support_features()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 import torch
+from annotated_types import Ge
+from typing_extensions import Required, Unpack
 
+from fsl_cli.algos import protonet as some_module
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.backbones.conv4 import Conv4
@@ -107,6 +110,57 @@ def test_the_trial_step_of_an_optimizer_leaves_the_parameters_alone():
     assert not optimizer.state
     assert all(each.grad is None for each in net.parameters())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+class SharedOptions(TypedDict, total=False):
+    size: Annotated[int, Ge(1)]
+    needed: Required[float]
+
+
+class Plain:
+    """Arguments one by one, one of them with a default."""
+
+    def __init__(self, backbone: Any, size: Annotated[int, Ge(1)], needed: float = 1.0) -> None:
+        self.found = backbone, {"size": size, "needed": needed}
+
+
+class Sharing:
+    """Options of a `TypedDict` besides one of its own."""
+
+    def __init__(self, backbone: Any, own: int = 0, **options: Unpack[SharedOptions]) -> None:
+        self.found = backbone, {"own": own, **options}
+
+
+@pytest.fixture
+def node(monkeypatch):
+    """Makes the node of a class that stands in the package."""
+
+    def of(cls: type, **options: Any) -> dict[str, Any]:
+        monkeypatch.setattr(cls, "__module__", some_module.__name__)
+        monkeypatch.setattr(some_module, cls.__name__, cls, raising=False)
+        return {"_target_": f"{some_module.__name__}.{cls.__name__}", **options}
+
+    return of
+
+
+def test_shared_options_are_options_like_any_other(node):
+    built = build.build(node(Sharing, needed="2", size="3"), "algo", {"backbone": "net", "ways": 5})
+    assert built.found == ("net", {"own": 0, "needed": 2.0, "size": 3})
+    assert build.build(node(Sharing, needed=1), "algo", {"backbone": "net"}).found == ("net", {"own": 0, "needed": 1.0})
+    assert build.takes(node(Sharing), "algo", "size")
+    assert not build.takes(node(Sharing), "algo", "options")
+    found = {str(each) for each in build.check(node(Sharing, sise=3, size=0), "algo", {"backbone"})}
+    assert found == {
+        "algo.sise: unknown option (did you mean size? valid: needed, own, size)",
+        "algo.size: 0 is not valid (should be greater than or equal to 1)",
+        "algo.needed: is missing",
+    }
+
+
+def test_a_plain_constructor_has_its_arguments(node):
+    assert build.build(node(Plain, size="3"), "algo", {"backbone": "net"}).found == ("net", {"size": 3, "needed": 1.0})
+    found = {str(each) for each in build.check(node(Plain, options=3), "algo", {"backbone"})}
+    assert found == {"algo.options: unknown option (valid: needed, size)", "algo.size: is missing"}
 
 
 def test_takes():

@@ -87,10 +87,8 @@ def test_every_group_has_its_members():
 @pytest.mark.parametrize(("group", "name"), [each for each in MEMBERS if each[0] in BUILT], ids=str)
 def test_a_member_has_exactly_the_options_of_its_constructor(group, name):
     node = composed(f"{group}={name}")[group]
-    module, _, cls = node["_target_"].rpartition(".")
-    constructor = getattr(__import__(module, fromlist=[cls]), cls)
-    parameters = set(inspect.signature(constructor).parameters)
-    assert set(node) - RESERVED == parameters - config.RUNTIME[group]
+    arguments = set(build.arguments_of(build.target_of(node, group)))
+    assert set(node) - RESERVED == arguments - config.RUNTIME[group]
     assert set(node) >= RESERVED
     assert node["name"] == name
 

@@ -1,36 +1,112 @@
-"""What methods share that adapt to a task in steps: predictions, and the accuracy after several numbers of steps."""
+"""What methods that adapt to a task in steps share: options, engine, predictions, the accuracy after each number of steps."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import torch
 from annotated_types import Ge, Len
 from torch import Tensor
+from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
+from fsl_cli.inner.engines import ENGINES, EngineName, tasks_engine
+from fsl_cli.inner.inner_loop import Classifier, InnerLoop
+from fsl_cli.inner.tasks import Tasks
+from fsl_cli.inner.update_rules import InnerOptimizer, UpdateRule, update_rule
 from fsl_cli.statistics import classification as metrics
 
 StepCount = Annotated[int, Ge(0)]
 TestSteps = StepCount | Annotated[list[StepCount], Len(1)] | None
-"""An option ``test_inner_steps``: a number of steps, several, or None."""
+
+
+class StepOptions(TypedDict, total=False):
+    """Options of every method that adapts to a task in steps.
+
+    Args:
+        test_inner_steps: steps in `predict`; of a list, the largest gives the prediction; None (default): as while training.
+        augment_support: ``none`` (default), ``shift``, ``affine`` or ``flip``, see `fsl_cli.episodes.augmentation`.
+        augment_copies: changed copies of each support image, >= 1 (default).
+    """
+
+    test_inner_steps: TestSteps
+    augment_support: Augmentation
+    augment_copies: Annotated[int, Ge(1)]
+
+
+class DescentOptions(StepOptions, total=False):
+    """`StepOptions`, and those of methods whose steps are taken by an update rule.
+
+    Args:
+        inner_optimizer: ``sgd`` (default), ``momentum`` or ``adam``, see `fsl_cli.inner.update_rules`.
+        inner_weight_decay: times the weight, added to the inner gradient, >= 0 (default).
+    """
+
+    inner_optimizer: InnerOptimizer
+    inner_weight_decay: Annotated[float, Ge(0)]
 
 
 class StepLearner(Algorithm):
     """An algorithm whose prediction depends on how many steps it adapts.
 
+    Its constructor calls `set_steps`, and `set_engine` at its end.
+
     Attributes:
         test_steps: numbers of steps in tests, ascending; the last one gives the prediction.
+        rule: how a step uses a gradient.
+        augmentation: kind and number of changed copies of the support images.
+        learn2learn: whether the inner loop is one that learn2learn can run as well.
     """
 
     test_steps: list[int]
+    rule: UpdateRule
+    augmentation: tuple[Augmentation, int]
+    learn2learn: bool = False
+
+    def set_steps(self, steps: int, *, transductive: bool, **options: Unpack[DescentOptions]) -> None:
+        """Take the options; ``steps`` is the number of steps in tests where they do not give one."""
+        self.test_steps = steps_in_test(options.get("test_inner_steps"), steps)
+        self.rule = update_rule(options.get("inner_optimizer", "sgd"), options.get("inner_weight_decay", 0.0))
+        self.augmentation = options.get("augment_support", "none"), options.get("augment_copies", 1)
+        self.transductive = transductive
+
+    def set_engine(self, engine: EngineName, ways: int) -> None:
+        """Choose how tasks are run.
+
+        Raises:
+            FslError: the engine cannot run this inner loop.
+        """
+        inner = self.inner_loop(ways)
+        self._engine = ENGINES[engine]
+        if self.learn2learn:
+            self._engine.check(inner)
+        else:
+            self._tasks_of = tasks_engine(engine, inner)
 
     @abstractmethod
+    def inner_loop(self, ways: int) -> InnerLoop:
+        """The inner loop of a task of ``ways`` classes."""
+
+    def descent(self, net: Classifier, lr: float) -> InnerLoop:
+        """An inner loop that moves all weights of ``net`` by steps of one size; inner gradients are constants."""
+        sizes = [dict.fromkeys((name for name, _ in net.named_parameters()), lr)]
+        return InnerLoop(net, "all", sizes, first_order=True, transductive=self.transductive, rule=self.rule)
+
+    def tasks(self, episodes: Episodes) -> Tasks:
+        """The tasks of the episodes, augmented, before the first step."""
+        return self._tasks_of(self.inner_loop(episodes.ways), self.augmented(episodes))
+
+    def augmented(self, episodes: Episodes) -> Episodes:
+        """The episodes with changed copies of their support images."""
+        return with_augmented_support(episodes, *self.augmentation)
+
     def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits ``[len(steps), T, N*Q, N]`` after each number of steps, ascending, as in tests."""
+        return self._engine.run(self.inner_loop(episodes.ways), self.augmented(episodes), steps)
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
