@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := .tools
-UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
+# The uv on the path, if pyproject.toml's required-version allows it: 0.8.10 or later.
+NEW_ENOUGH := {split($$2, v, "."); ok = v[1] > 0 || v[2] > 8 || (v[2] == 8 && v[3] + 0 >= 10)} END {exit !ok}
+UV := $(shell uv --version 2>/dev/null | awk '$(NEW_ENOUGH)' && command -v uv || echo $(TOOLS)/bin/uv)
 READY := $(VENV)/.ready
 PIP := --quiet --disable-pip-version-check --no-warn-script-location
 export PIP_ROOT_USER_ACTION := ignore
@@ -37,7 +39,8 @@ clean: ## remove .venv, tools and caches (runs in outputs/ stay)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml | $(UV)
-	@env -u VIRTUAL_ENV $(UV) sync --no-progress --extra learn2learn
+	@env -u VIRTUAL_ENV UV_COMPILE_BYTECODE=1 $(UV) sync --no-progress --extra learn2learn
+	@$(BIN)/python -m compileall -q fsl_cli
 	@touch $@
 
 $(TOOLS)/bin/uv:
