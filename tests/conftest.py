@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm import Warm
+
+# Networks of tests are so small that several threads only wait for each other; OpenMP reads this when torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share something which takes seconds to make run in the same process (``pytest --dist loadgroup``)."""
+    for item in items:
+        for fixture in ("warm", "l2l"):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +45,12 @@ def quiet_environment(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setenv("WANDB_SILENT", "true")
         patch.delenv("WANDB_API_KEY", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def warm(quiet_environment: None) -> Iterator[Warm]:
+    """Starts `fsl` in processes of their own without the seconds that importing takes."""
+    with tempfile.TemporaryDirectory(prefix="fsl-") as folder:  # pytest's own may be too long for the name of a socket
+        process = Warm(Path(folder))
+        yield process
+        process.close()

@@ -1,4 +1,4 @@
-"""The commands of the README work, with smaller counts."""
+"""The commands of the README work, with smaller counts: in this process, or from a fork where a script starts them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from command_line import SMALL, results, shell
+
+from fsl_cli.cli import main
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
@@ -42,54 +44,63 @@ def reduced(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("line", runnable("fsl train"))
-def test_train(line, tmp_path, request):
+def test_train(line, fsl, request):
     if needs_omniglot(line):
         request.getfixturevalue("omniglot_dir")
-    words = reduced(line)
-    done = shell(*words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    outcome = fsl(*reduced(line)[1:])
+    assert outcome.code == 0, outcome.err
     if "--cfg" not in line:
-        assert re.search(r"test  \d+ episodes  accuracy \d+\.\d\d ± \d+\.\d\d % \(95% CI, t\)", done.stdout)
+        assert re.search(r"test  \d+ episodes  accuracy \d+\.\d\d ± \d+\.\d\d % \(95% CI, t\)", outcome.out)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which ``outputs/train/FOLDER`` is a run."""
     folder = tmp_path_factory.mktemp("readme")
-    done = shell("fsl", "train", *SMALLER, "backbone.filters=4", "hydra.run.dir=outputs/train/FOLDER", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *SMALLER, "backbone.filters=4", "hydra.run.dir=outputs/train/FOLDER"]) == 0
     return folder
 
 
 @pytest.mark.parametrize("line", runnable("fsl eval"))
-def test_eval(line, trained, request):
+def test_eval(line, trained, fsl, monkeypatch, tmp_path, request):
+    monkeypatch.chdir(trained)
+    words = [re.sub(r"^eval\.episodes=\d+$", "eval.episodes=6", word) for word in shlex.split(line)[1:]]
     if needs_omniglot(line):
-        line += f" data_dir={request.getfixturevalue('omniglot_dir')}"
-    words = [re.sub(r"^eval\.episodes=\d+$", "eval.episodes=6", word) for word in shlex.split(line)]
-    done = shell(*words, cwd=trained)
-    assert done.returncode == 0, done.stderr
+        words.append(f"data_dir={request.getfixturevalue('omniglot_dir')}")
+    outcome = fsl(*words, f"hydra.run.dir={tmp_path / 'eval'}")
+    assert outcome.code == 0, outcome.err
 
 
-def test_meta_test(trained):
+def test_meta_test(trained, warm):
     (line,) = runnable("scripts/meta_test.sh")
-    done = shell("bash", "-c", f"{ROOT}/{line} episodes=6 out=table", cwd=trained)
+    done = shell("bash", "-c", f"{ROOT}/{line} episodes=6 out=table", cwd=trained, FSL=str(warm.fsl))
     assert done.returncode == 0, done.stderr
     assert results(trained / "table" / "3")["task"] == {"ways": 20, "shots": 5, "queries": 2}
     assert results(trained / "table" / "3")["accuracy"]["n"] == 6
 
 
 @pytest.mark.parametrize("line", runnable("scripts/leaderboard.sh"))
-def test_leaderboard(line, tmp_path, request):
+def test_leaderboard(line, warm, tmp_path, request):
     methods = [] if "methods=" in line else ["methods=protonet"]  # all of them are in tests/algos/test_every_algorithm.py
     if "dataset=" not in line:
         request.getfixturevalue("omniglot_dir")
     words = [word for word in SMALLER if not word.startswith(("eval.episodes", "train.iterations"))]
-    done = shell(ROOT / line.split()[0], *line.split()[1:], *methods, *words, "minutes=0.01", "episodes=6", cwd=tmp_path)
+    words = [*line.split()[1:], *methods, *words, "minutes=0.001", "episodes=6"]
+    done = shell(ROOT / line.split()[0], *words, cwd=tmp_path, FSL=str(warm.fsl))
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("line", [*runnable("fsl ls"), *runnable("fsl doctor"), "make help"])
-def test_the_rest(line, tmp_path):
+def test_doctor(fsl):
+    (line,) = runnable("fsl doctor")
+    outcome = fsl(*line.split()[1:])
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.strip()
+
+
+@pytest.mark.parametrize("line", [*runnable("fsl ls"), "make help"])
+def test_as_the_shell_starts_it(line, tmp_path):
     done = shell(*shlex.split(line), cwd=ROOT if line.startswith("make") else tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

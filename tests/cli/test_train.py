@@ -7,14 +7,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import command, merged, metrics, results, shell
+from command_line import merged, metrics, results
 from scipy import stats
 
 from fsl_cli.errors import FslError
@@ -128,20 +127,20 @@ def test_the_tested_checkpoint_is_the_best_by_validation(small):
     assert torch.load(folder / "checkpoints/best.pt", weights_only=True)["progress"]["iteration"] == best
 
 
-def test_killed_without_warning_it_resumes_bit_identically(small, tmp_path):
+def test_killed_without_warning_it_resumes_bit_identically(small, warm, fsl, tmp_path):
     whole = small("whole", "train.iterations=40", "train.log_every=3", "train.val_every=4")
     folder = tmp_path / "killed"
     words = merged(("train.iterations=40", "train.log_every=3", "train.val_every=4", f"hydra.run.dir={folder}", "resume=auto"))
-    process = subprocess.Popen(command("train", *words), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = warm.start("train", *words, cwd=tmp_path, log=tmp_path / "log")
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints/last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not (folder / "results.json").exists(), "it finished before it could be killed"
-    finished = shell(*command("train", *words), cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert "resume" in finished.stdout
+    finished = fsl("train", *words)
+    assert finished.code == 0, finished.err
+    assert "resume" in finished.out
     same_run(whole, folder)
 
 
