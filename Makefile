@@ -11,9 +11,12 @@ READY := $(VENV)/.ready
 PIP := --quiet --disable-pip-version-check --no-warn-script-location
 export PIP_ROOT_USER_ACTION := ignore
 BOOT := $(TOOLS)/bin/python
+# Tests that share something expensive stay in one process (loadgroup); the processes they start reuse compiled modules.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup \
+	--durations=15 --durations-min=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint typecheck clean
+.PHONY: help setup demo test test-slow test-all lint typecheck clean
 
 help: ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +27,13 @@ demo: $(READY) ## train on the embedded glyphs and print the test accuracy (no d
 	@folder=outputs/demo/$$(date +%Y-%m-%d_%H-%M-%S); \
 	$(BIN)/fsl train experiment=demo hydra.run.dir=$$folder && echo "folder $$folder"
 
-test: $(READY) ## run the whole test suite
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+test: $(READY) ## run the tests, all but the slow ones
+	@$(PYTEST) -m "not slow"
+
+test-slow: $(READY) ## run the slow tests
+	@$(PYTEST) -m slow
+
+test-all: test test-slow ## run every test
 
 lint: $(READY) ## check style with ruff
 	@$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from warm import Warm
@@ -19,9 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share something which takes seconds to make run in the same process (``pytest --dist loadgroup``)."""
     for item in items:
-        for fixture in ("warm", "l2l"):
-            if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(fixture))
+        for name in ("warm", "learn2learn"):
+            if name in getattr(item, "fixturenames", ()) or name in item.name:
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +46,12 @@ def quiet_environment(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setenv("WANDB_SILENT", "true")
         patch.delenv("WANDB_API_KEY", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def learn2learn() -> ModuleType:
+    """The package, which takes seconds to import; without it the test is skipped."""
+    return pytest.importorskip("learn2learn")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Processes of `fsl` that start at once: forks of one process that has imported everything and done nothing else.
 
-`Warm` starts that process. Its ``fsl`` is a program like the installed one, for scripts (``FSL=…``): it hands its words, folder,
-environment and streams over, passes on SIGTERM and SIGINT, and ends as the fork ends. What is read while Python starts
+`Warm` starts that process. Its ``fsl`` is a program like the installed one, for scripts (``FSL=…``): it hands its words,
+folder, environment and streams over, passes on SIGTERM and SIGINT, and ends as the fork ends. What is read while Python starts
 (PYTHONPATH, OMP_NUM_THREADS, …) is that of the process forked from.
 """
 
@@ -58,8 +58,8 @@ class Warm:
     def __init__(self, folder: Path) -> None:
         self._socket = folder / "socket"
         self.fsl = folder / "fsl"
-        self._write(self.fsl, CLIENT.format(python=sys.executable, socket=str(self._socket), module="fsl_cli"))
-        self._write(folder / "tables", CLIENT.format(python=sys.executable, socket=str(self._socket), module="fsl_cli.results.tables"))
+        for program, module in ((self.fsl, "fsl_cli"), (folder / "tables", "fsl_cli.results.tables")):
+            self._write(program, CLIENT.format(python=sys.executable, socket=str(self._socket), module=module))
         tables = f'if [ "$1 $2" = "-m fsl_cli.results.tables" ]; then shift 2; exec {folder}/tables "$@"; fi'
         self._write(folder / "python", f'#!/bin/sh\n{tables}\nexec {sys.executable} "$@"\n')
         words = [sys.executable, __file__, str(self._socket)]
@@ -90,15 +90,11 @@ class Warm:
 
 
 def _serve(path: str) -> None:
-    import torch
-
     import fsl_cli
 
     for module in pkgutil.walk_packages(fsl_cli.__path__, "fsl_cli."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    torch.use_deterministic_algorithms(True)  # imports much more
-    torch.use_deterministic_algorithms(False)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 
+import benchmark
+import benchmark_peer
+import benchmark_processes
+import benchmark_rows
 import pytest
 import torch
+from benchmark_timing import alternate, compare, peak_mb
 from problems import striped_classes
 
 from fsl_cli.compute import hardware
 from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import Task
 
-pytest.importorskip("learn2learn")
-import benchmark
-import benchmark_peer
-import benchmark_processes
-import benchmark_rows
-from benchmark_timing import alternate, compare, peak_mb
-
 CPU = torch.device("cpu")
 IMAGES = striped_classes(classes=24, images=20, size=28)
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(tmp_path, learn2learn):
     benchmark_peer.write_pictures(ClassImages(IMAGES.images[:160], IMAGES.counts[:8], IMAGES.names[:8]), tmp_path)
     used = hardware.Hardware(CPU, "fp32", 2)
     return benchmark_rows.Bench(used, 1, IMAGES, IMAGES, tmp_path)
