@@ -1,18 +1,19 @@
-"""Meta-testing: N fixed episodes of a split, one value per episode."""
+"""Meta-testing: N fixed episodes of a split, one row of scores per episode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsl_cli.algos.common.algorithm import Algorithm
+from fsl_cli.algos.common.algorithm import Algorithm, exact_scores
 from fsl_cli.compute.hardware import Hardware
-from fsl_cli.episodes import EpisodeSampler
-from fsl_cli.statistics import classification as metrics
+from fsl_cli.episodes import Episodes, EpisodeSampler
+from fsl_cli.episodes.sampler import Sampler
 
 _IMAGES = 256  # embedded at once: more are no faster
 _EPISODES = 8  # the processes' shares are multiples of it where there are too few for whole chunks
@@ -24,38 +25,60 @@ class EpisodeScores:
     """One value per episode, in the order of the episodes.
 
     Attributes:
-        accuracy: float64 ``[n]`` in 0..1.
-        loss: float64 ``[n]``, cross-entropy in nats.
-        curves: float64 ``[n, points]`` in 0..1, the accuracy along each curve of the algorithm, by its name.
+        values: float64 ``[n]`` for each score of the problem, by name.
+        curves: float64 ``[n, points]``, the headline score along each curve of the algorithm, by its name.
     """
 
-    accuracy: np.ndarray
-    loss: np.ndarray
+    values: dict[str, np.ndarray]
     curves: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The values of a score."""
+        return self.values[name]
 
-@dataclass(frozen=True)
-class Embedded:
-    """The images of some episodes, each embedded once.
 
-    Attributes:
-        table: ``[distinct images, ...]``.
-        row: int64 ``[images of the split]``, where in the table an image is.
+class MonotoneProgress:
+    """Progress that never goes back, though work may be repeated.
+
+    Args:
+        advance: called with each amount of progress.
     """
 
-    table: Tensor
-    row: Tensor
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance, self._position = advance, 0
 
-    def of(self, images: np.ndarray) -> Tensor:
-        """Embeddings ``[T, B, ...]`` of images of the split, int64 ``[T, ...]``, B in all for each T."""
-        rows = self.row[torch.from_numpy(images.reshape(len(images), -1)).to(self.row.device)]
-        return self.table[rows]
+    def to(self, start: int, stop: int, fraction: float) -> None:
+        """Go on to a fraction, in 0..1, of the way from ``start`` to ``stop``, unless that has been passed."""
+        position = start + int((stop - start) * fraction)
+        if position > self._position:
+            self._advance(position - self._position)
+            self._position = position
+
+
+class EmbeddedSampler:
+    """Episodes of a sampler with embeddings for images, each image embedded once.
+
+    Args:
+        sampler: where the episodes come from.
+        images: int64, rows of the split, ascending: those that are embedded.
+        table: ``[len(images), ...]``, their embeddings.
+    """
+
+    def __init__(self, sampler: EpisodeSampler, images: Tensor, table: Tensor) -> None:
+        self.task, self.problem, self.digest = sampler.task, sampler.problem, sampler.digest
+        self._sampler, self._table = sampler, table
+        self._row = torch.full((int(images[-1]) + 1,), -1)
+        self._row[images] = torch.arange(len(images))
+
+    def batch(self, first: int, count: int) -> Episodes:
+        """Episodes ``first .. first+count-1``."""
+        return self._sampler.batch_of(lambda rows: self._table[self._row[rows].to(self._table.device)], first, count)
 
 
 @torch.no_grad()
 def evaluate(
     algorithm: Algorithm,
-    sampler: EpisodeSampler,
+    sampler: Sampler,
     episodes: int,
     hardware: Hardware,
     advance: Callable[[int], None] = lambda amount: None,
@@ -76,45 +99,35 @@ def evaluate(
     Raises:
         FslError: one episode alone does not fit into memory.
     """
-    forward = Forward(advance)
+    progress = MonotoneProgress(advance)
     training = algorithm.training
     algorithm.eval()
+    done, score = 0, partial(algorithm.score, curves=curves)
     try:
-        embedded = _embed(algorithm, sampler, episodes, hardware, forward) if algorithm.embeds else None
-        done = episodes // 2 if embedded else 0
+        if algorithm.embeds and isinstance(sampler, EpisodeSampler):
+            done = episodes // 2
+            sampler = _embedded(algorithm, sampler, episodes, hardware, lambda part: progress.to(0, done, part))
+            score = partial(_score_embedded, algorithm)
 
-        def scores(part: range) -> Tensor:
-            logits, labels, along = _predict(algorithm, sampler, part, embedded, curves)
-            exact, labels = logits.cpu().double(), labels.cpu()
-            columns = torch.stack([metrics.accuracy(exact, labels), metrics.cross_entropy(exact, labels)], dim=1)
-            return torch.cat([columns, *(each.cpu().double() for each in along)], dim=1)
+        def rows(part: range) -> Tensor:
+            found = score(sampler.batch(part.start, len(part)))
+            return torch.cat([each.cpu().double().flatten(1) if each.ndim > 1 else each[:, None] for each in found.values()], 1)
 
         unit = _unit(episodes, hardware)
-        table = _table(scores, episodes, hardware, lambda part: forward.to(done, episodes, part), unit=unit)
+        table = _table(rows, episodes, hardware, lambda part: progress.to(done, episodes, part), unit=unit)
     finally:
         algorithm.train(training)
+    names = [each.name for each in sampler.problem.every_score]
     widths = {name: len(points) for name, points in algorithm.curve_points(sampler.task).items()} if curves else {}
-    accuracy, loss, *along = table.split([1, 1, *widths.values()], dim=1)
-    named = {name: each.numpy() for name, each in zip(widths, along, strict=True)}
-    return EpisodeScores(accuracy[:, 0].contiguous().numpy(), loss[:, 0].contiguous().numpy(), named)
+    values, *along = table.split([len(names), *widths.values()], dim=1)
+    return EpisodeScores(
+        {name: column.contiguous().numpy() for name, column in zip(names, values.unbind(1), strict=True)},
+        {name: each.numpy() for name, each in zip(widths, along, strict=True)},
+    )
 
 
-class Forward:
-    """Progress that never goes back, though work may be repeated.
-
-    Args:
-        advance: called with each amount of progress.
-    """
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance, self._position = advance, 0
-
-    def to(self, start: int, stop: int, fraction: float) -> None:
-        """Go on to a fraction, in 0..1, of the way from ``start`` to ``stop``, unless that has been passed."""
-        position = start + int((stop - start) * fraction)
-        if position > self._position:
-            self._advance(position - self._position)
-            self._position = position
+def _score_embedded(algorithm: Algorithm, episodes: Episodes) -> dict[str, Tensor]:
+    return exact_scores(episodes, algorithm.classify(episodes))
 
 
 def _unit(episodes: int, hardware: Hardware) -> int:
@@ -160,36 +173,21 @@ def _table(
     return processes.gather(processes.together(lambda: hardware.within_memory("evaluation", -(-most // per_episode), mine)))
 
 
-def _embed(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware, forward: Forward) -> Embedded:
+def _embedded(
+    algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware, progress: Callable[[float], None]
+) -> EmbeddedSampler:
     """Embed every image that occurs in the first ``episodes`` episodes, each in one of the processes."""
     images = torch.from_numpy(_occurring(sampler, episodes))
     table = _table(
         lambda part: algorithm.embed(sampler.images(images[part.start : part.stop])),
         len(images),
         hardware,
-        lambda part: forward.to(0, episodes // 2, part),
+        progress,
         unit=_IMAGES,
         per_episode=sampler.task.ways * (sampler.task.shots + sampler.task.queries),
         limit=_IMAGES,
     )
-    row = torch.full((int(images[-1]) + 1,), -1)
-    row[images] = torch.arange(len(images))
-    return Embedded(table, row.to(sampler.device))
-
-
-def _predict(
-    algorithm: Algorithm, sampler: EpisodeSampler, part: range, embedded: Embedded | None, curves: bool
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Query logits and labels of some episodes, and if ``curves`` the accuracies along the curves."""
-    if embedded is None:
-        batch = sampler.batch(part.start, len(part))
-        logits, along = algorithm.predict_along(batch) if curves else (algorithm.predict(batch), {})
-        return logits, batch.query_y, list(along.values())
-    shots = sampler.task.shots
-    images = sampler.indices(part.start, len(part)).images
-    support, query = embedded.of(images[:, :, :shots]), embedded.of(images[:, :, shots:])
-    support_y, query_y = sampler.labels(len(part))
-    return algorithm.classify(support, support_y, query, sampler.task.ways), query_y, []
+    return EmbeddedSampler(sampler, images, table)
 
 
 def _occurring(sampler: EpisodeSampler, episodes: int) -> np.ndarray:

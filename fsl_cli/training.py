@@ -20,7 +20,6 @@ from fsl_cli.compute.step_sync import Exchange
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.errors import FslError
 from fsl_cli.settings.schema import TrainSettings
-from fsl_cli.statistics import classification as metrics
 
 
 @dataclass
@@ -172,9 +171,9 @@ class Training:
                 step = self._loss(chunk)
             if step.loss.requires_grad:
                 (step.loss * weight).backward()
-            labels = chunk.query_y if step.labels is None else step.labels
-            accuracy = metrics.accuracy(step.logits, labels).mean()
-            for name, value in {"loss": step.loss, "accuracy": accuracy, **step.metrics}.items():
+            targets, mask = (chunk.query.y, chunk.query.mask) if step.targets is None else (step.targets, None)
+            headline = chunk.problem.headline_score(step.outputs, targets, mask).mean()
+            for name, value in {"loss": step.loss, chunk.problem.headline.name: headline, **step.metrics}.items():
                 values[name] = values.get(name, 0) + value.detach().float() * weight
         return values
 

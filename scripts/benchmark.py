@@ -35,9 +35,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fsl_cli.compute import hardware
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.datasets.glyphs import Glyphs
 from fsl_cli.datasets.omniglot import Omniglot
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 from fsl_cli.results import environment
 

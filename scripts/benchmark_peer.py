@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.optional import learn2learn
 
 
@@ -48,8 +48,8 @@ def meta_step(maml: Any, episodes: Episodes, steps: int) -> float:
     for task in range(len(episodes)):
         learner = maml.clone()
         for _ in range(steps):
-            learner.adapt(F.cross_entropy(learner(episodes.support_x[task]), episodes.support_y[task]))
-        loss = F.cross_entropy(learner(episodes.query_x[task]), episodes.query_y[task])
+            learner.adapt(F.cross_entropy(learner(episodes.support.x[task]), episodes.support.y[task]))
+        loss = F.cross_entropy(learner(episodes.query.x[task]), episodes.query.y[task])
         loss.backward()
         total += loss.item()
     for parameter in maml.parameters():

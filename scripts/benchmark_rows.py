@@ -16,8 +16,8 @@ from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.compute import hardware
-from fsl_cli.datasets.class_images import ClassImages
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Examples, Task
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.evaluation import evaluate
 from fsl_cli.settings.schema import TrainSettings
 from fsl_cli.training import Training
@@ -113,7 +113,9 @@ def iteration_with_data(bench: Bench) -> Row:
 
     def other(count: int = 32) -> None:
         support_x, support_y, query_x, query_y = map(torch.stack, zip(*(draw() for _ in range(count)), strict=True))
-        peer.meta_step(theirs, Episodes(support_x, support_y, query_x, query_y, task.ways), steps)
+        peer.meta_step(
+            theirs, Episodes(Examples(support_x, support_y), Examples(query_x, query_y), Classification(task.ways)), steps
+        )
         their_optimizer.step()
 
     what = f"episodes, outer gradient, Adam: {task}, {steps} steps, 32 tasks"

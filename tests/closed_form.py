@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
+from problems import changed
 from small_training import faint_patterns
 
 from fsl_cli.algos.common.algorithm import Algorithm, Step
@@ -26,8 +25,8 @@ def shuffled(cls: type[Algorithm]) -> type[Algorithm]:
     """A broken copy of ``cls``: in training the support labels say nothing about the queries."""
 
     def loss(self: Algorithm, episodes: Episodes) -> Step:
-        labels = torch.stack([each[torch.randperm(len(each))] for each in episodes.support_y])
-        return cls.loss(self, replace(episodes, support_y=labels))
+        labels = torch.stack([each[torch.randperm(len(each))] for each in episodes.support.y])
+        return cls.loss(self, changed(episodes, support_y=labels))
 
     return type("Shuffled", (cls,), {"loss": loss})
 
@@ -35,8 +34,9 @@ def shuffled(cls: type[Algorithm]) -> type[Algorithm]:
 def without_gradient(cls: type[Algorithm]) -> type[Algorithm]:
     """A broken copy of ``cls``: the head does not pass a gradient to the embeddings."""
 
-    def classify(self: Algorithm, support, support_y, query, ways):
-        return cls.classify(self, support.detach(), support_y, query.detach(), ways)
+    def classify(self: Algorithm, episodes: Episodes) -> torch.Tensor:
+        support, query = episodes.support.x.detach(), episodes.query.x.detach()
+        return cls.classify(self, episodes.with_embeddings(support, query))
 
     return type("WithoutGradient", (cls,), {"classify": classify})
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
 
 from fsl_cli.backbones.batch_norm import BatchNorm
-from fsl_cli.datasets.class_images import ClassImages
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Examples, Task
+from fsl_cli.episodes.class_images import ClassImages
 
 
 class TinyNet(nn.Module):
@@ -28,12 +30,31 @@ def random_episodes(ways: int = 3, shots: int = 2, queries: int = 2, tasks: int 
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(ways)
     return Episodes(
-        torch.rand(tasks, ways * shots, 1, size, size, generator=generator, dtype=torch.float64),
-        labels.repeat_interleave(shots).expand(tasks, -1),
-        torch.rand(tasks, ways * queries, 1, size, size, generator=generator, dtype=torch.float64),
-        labels.repeat_interleave(queries).expand(tasks, -1),
-        ways,
+        Examples(
+            torch.rand(tasks, ways * shots, 1, size, size, generator=generator, dtype=torch.float64),
+            labels.repeat_interleave(shots).expand(tasks, -1),
+        ),
+        Examples(
+            torch.rand(tasks, ways * queries, 1, size, size, generator=generator, dtype=torch.float64),
+            labels.repeat_interleave(queries).expand(tasks, -1),
+        ),
+        Classification(ways),
     )
+
+
+def changed(episodes: Episodes, **changes: torch.Tensor) -> Episodes:
+    """The same episodes with other ``support_x``, ``support_y``, ``query_x``, ``query_y`` or ``seeds``."""
+    parts = {
+        part: replace(getattr(episodes, part), **{n[-1]: value for n, value in changes.items() if n.startswith(part)})
+        for part in ("support", "query")
+    }
+    return replace(episodes, **parts, **{name: value for name, value in changes.items() if name[-2:] not in ("_x", "_y")})
+
+
+def of_embeddings(support: torch.Tensor, labels: torch.Tensor, query: torch.Tensor, ways: int) -> Episodes:
+    """Episodes as `Algorithm.classify` gets them, with labels of the queries that are not to matter."""
+    unknown = torch.zeros(query.shape[:2], dtype=torch.int64)
+    return Episodes(Examples(support, labels), Examples(query, unknown), Classification(ways))
 
 
 def striped_classes(classes: int = 24, images: int = 12, size: int = 12, seed: int = 0) -> ClassImages:

@@ -66,7 +66,7 @@ class Recorder:
         if self.accuracies:
             return {"val/accuracy": self.accuracies.pop(0)}
         sampler = EpisodeSampler(striped_classes(seed=1), "val", TASK, 0)
-        return {"val/accuracy": float(evaluate(self.training.algorithm, sampler, 6, CPU).accuracy.mean())}
+        return {"val/accuracy": float(evaluate(self.training.algorithm, sampler, 6, CPU)["accuracy"].mean())}
 
     def save(self, best: bool) -> None:
         self.saved.append((self.training.progress.iteration, best))

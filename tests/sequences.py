@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from problems import TinyNet, random_episodes
+from problems import TinyNet, changed, random_episodes
 from small_training import accuracy, is_at_chance, noise_classes, train
 
 from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.algos.common.sequences import Cell, SequenceLearner
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes.randomness import permutations
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
@@ -84,8 +84,8 @@ def shuffled_support(make: type[Algorithm]) -> type[Algorithm]:
 
     class Shuffled(make):
         def loss(self, episodes: Episodes):
-            order = permutations(episodes.seeds, episodes.support_y.shape[1], "test")
-            return super().loss(replace(episodes, support_y=episodes.support_y.gather(1, order)))
+            order = permutations(episodes.seeds, episodes.support.y.shape[1], "test")
+            return super().loss(changed(episodes, support_y=episodes.support.y.gather(1, order)))
 
     return Shuffled
 
@@ -112,7 +112,7 @@ def seeded(episodes: Episodes) -> Episodes:
 def features(algorithm: Algorithm, episodes: Episodes, task: int, batch_norm: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of the support and query images of an episode, normalised by hand, one image after the other."""
     net, last = algorithm.embedding.backbone, algorithm.embedding.norm
-    support, query = ([net.conv(image[None])[0] for image in images[task]] for images in (episodes.support_x, episodes.query_x))
+    support, query = ([net.conv(image[None])[0] for image in images[task]] for images in (episodes.support.x, episodes.query.x))
     seen = torch.stack(support + query if batch_norm == "transductive" else support)
     assert algorithm.transductive is (batch_norm == "transductive")
     mean, std = (seen.mean((0, 2, 3)), (seen.var((0, 2, 3), correction=0) + net.norm.eps).sqrt())
@@ -131,7 +131,7 @@ def check_episode_the_slow_way(make: type[SequenceLearner], batch_norm: str, **o
     logits = algorithm.predict(episodes)
     orders = permutations(episodes.seeds, 6, "support")
     for task in range(len(episodes)):
-        (x, queries), y = features(algorithm, episodes, task, batch_norm), episodes.support_y[task]
+        (x, queries), y = features(algorithm, episodes, task, batch_norm), episodes.support.y[task]
         for position, query in enumerate(queries):
             state = algorithm.cell.start(1)
             image, label = torch.zeros(4, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)

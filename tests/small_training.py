@@ -13,8 +13,8 @@ from torch import nn
 from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.compute.hardware import Hardware
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import EpisodeSampler
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.evaluation import evaluate
 from fsl_cli.settings.schema import TrainSettings
 from fsl_cli.training import Hooks, Training
@@ -71,12 +71,12 @@ def train(algorithm: Algorithm, sampler: EpisodeSampler, *, lr: float = 0.01, **
 
 def accuracy(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int = 200) -> float:
     """Mean test accuracy."""
-    return float(evaluate(algorithm, sampler, episodes, CPU).accuracy.mean())
+    return float(evaluate(algorithm, sampler, episodes, CPU)["accuracy"].mean())
 
 
 def is_at_chance(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int = 400) -> bool:
     """Whether the accuracy is 1/N up to four standard errors, which must be small enough to say so."""
-    scores = evaluate(algorithm, sampler, episodes, CPU).accuracy
+    scores = evaluate(algorithm, sampler, episodes, CPU)["accuracy"]
     error = scores.std(ddof=1) / np.sqrt(len(scores))
     assert 0 < error < 0.02
     return bool(abs(scores.mean() - 1 / sampler.task.ways) < 4 * error)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from fsl_cli.algos.common.fitting import fitted
 from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
+from fsl_cli.episodes import Episodes
 from fsl_cli.inner.update_rules import Momentum, Parameters
 
 
@@ -71,12 +72,12 @@ class Baseline(Pretrained):
         self.test_steps, self.test_lr = test_steps, test_lr
         self.rule = Momentum(test_weight_decay, test_momentum, test_dampening)
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """``W x + b`` after fitting."""
-        tasks, _, width = support.shape
-        with full_precision(support, query) as (support, query):
-            start = {"weight": support.new_zeros(tasks, ways, width), "bias": support.new_zeros(tasks, ways)}
-            head = fitted(linear, start, support, support_y, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
+        with full_precision(episodes.support.x, episodes.query.x) as (support, query):
+            tasks, _, width = support.shape
+            start = {"weight": support.new_zeros(tasks, episodes.ways, width), "bias": support.new_zeros(tasks, episodes.ways)}
+            head = fitted(linear, start, support, episodes.support, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
             return linear(head, query)
 
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from fsl_cli.algos.common.fitting import fitted
 from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.algos.common.pretraining import CosineHead, Pretrained
+from fsl_cli.episodes import Episodes
 from fsl_cli.inner.update_rules import Momentum, Parameters
 
 
@@ -73,13 +74,13 @@ class BaselinePP(Pretrained):
         self.test_steps, self.test_lr = test_steps, test_lr
         self.rule = Momentum(test_weight_decay, test_momentum, test_dampening)
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """``s cos(w_k, x)`` after fitting."""
 
         def cosine(head: Parameters, features: Tensor) -> Tensor:
             return self.test_scale * F.normalize(features, dim=-1) @ F.normalize(head["weight"], dim=-1).mT
 
-        with full_precision(support, query) as (support, query):
-            start = {"weight": F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, ways, 1)}
-            head = fitted(cosine, start, support, support_y, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
+        with full_precision(episodes.support.x, episodes.query.x) as (support, query):
+            start = {"weight": F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, episodes.ways, 1)}
+            head = fitted(cosine, start, support, episodes.support, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
             return cosine(head, query)

@@ -66,9 +66,8 @@ from fsl_cli.episodes import Episodes
 from fsl_cli.inner.conjugate_gradient import conjugate_gradient, norm
 from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.inner_loop import InnerLoop
-from fsl_cli.inner.tasks import Tasks
+from fsl_cli.inner.tasks import TaskBatch
 from fsl_cli.inner.update_rules import Parameters, Proximal, parameters_in
-from fsl_cli.statistics import classification as metrics
 
 
 class IMAML(GradientLearner):
@@ -119,15 +118,15 @@ class IMAML(GradientLearner):
         with torch.no_grad():
             state = tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps))
         phi = {name: value.requires_grad_() for name, value in parameters_in(state).items()}
-        logits = tasks.query_logits(phi, self.inner_steps)
-        losses = metrics.cross_entropy(logits, episodes.query_y)
+        logits = tasks.query_outputs(phi, self.inner_steps)
+        losses = episodes.problem.loss(logits, episodes.query.y, episodes.query.mask)
         outer = dict(zip(phi, torch.autograd.grad(losses.sum(), list(phi.values())), strict=True))
         implicit, logged = self.implicit_gradient(tasks, phi, outer)
         # Linear in theta, with the mean of the tasks' implicit gradients for its derivative.
         linear = torch.stack([(theta * implicit[name].mean(0)).sum() for name, theta in tasks.start.items()]).sum()
         return Step(losses.mean().detach() + (linear - linear.detach()), logits.detach(), logged)
 
-    def implicit_gradient(self, tasks: Tasks, phi: Parameters, outer: Parameters) -> tuple[Parameters, dict[str, Tensor]]:
+    def implicit_gradient(self, tasks: TaskBatch, phi: Parameters, outer: Parameters) -> tuple[Parameters, dict[str, Tensor]]:
         """Solve (I + H / lambda) g = grad L_query(phi) for each task (algorithm 2).
 
         Args:

@@ -90,20 +90,21 @@ class IMP(EmbeddingLearner):
         """Cross-entropy of the queries; moves the running averages of batch normalisation."""
         with statistics_from(self, "tracked_batch"):
             support, query = self.embed_episodes(episodes)
-        logits, mixture, sigma = self._inferred(support, episodes.support_y, query, episodes.ways)
+        logits, mixture, sigma = self._inferred(episodes.with_embeddings(support, query))
         clusters = mixture.exists.sum(1).to(logits.dtype).mean() / episodes.ways
         metrics = {"sigma": sigma.detach(), "threshold": mixture.threshold.mean(), "clusters": clusters}
-        return Step(cross_entropy(logits, episodes.query_y).mean(), logits.detach(), metrics)
+        return Step(cross_entropy(logits, episodes.query.y, episodes.query.mask).mean(), logits.detach(), metrics)
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """Log likelihood of the closest cluster of each class, up to a constant."""
-        return self._inferred(support, support_y, query, ways)[0]
+        return self._inferred(episodes)[0]
 
-    def _inferred(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> tuple[Tensor, Mixture, Tensor]:
-        """The logits, the clusters and sigma."""
+    def _inferred(self, episodes: Episodes) -> tuple[Tensor, Mixture, Tensor]:
+        """The logits, the clusters and sigma, of embeddings."""
         sigma = self.log_sigma.exp()
-        with full_precision(support, query) as (support, query):
-            mixture = infer_clusters(support, support_y, ways, sigma.detach(), self.alpha)
+        ways = episodes.ways
+        with full_precision(episodes.support.x, episodes.query.x) as (support, query):
+            mixture = infer_clusters(support, episodes.support.y, ways, sigma.detach(), self.alpha, episodes.support.mask)
             return class_log_likelihoods(query, mixture, ways, sigma), mixture, sigma
 
 
@@ -124,7 +125,9 @@ class Mixture:
     threshold: Tensor
 
 
-def infer_clusters(support: Tensor, support_y: Tensor, ways: int, sigma: Tensor, alpha: float) -> Mixture:
+def infer_clusters(
+    support: Tensor, support_y: Tensor, ways: int, sigma: Tensor, alpha: float, mask: Tensor | None = None
+) -> Mixture:
     """Algorithm 1 for every episode.
 
     Args:
@@ -133,11 +136,12 @@ def infer_clusters(support: Tensor, support_y: Tensor, ways: int, sigma: Tensor,
         ways: N.
         sigma: scalar, the variance.
         alpha: the concentration.
+        mask: bool ``[T, S]``, the images that count; None: all.
     """
     points = support.detach()
-    means = class_means(points, support_y, ways)
+    means = class_means(points, support_y, ways, mask)
     threshold = cluster_threshold(means, sigma, alpha)
-    opens = opened(points, support_y, means, threshold)
+    opens = opened(points, support_y, means, threshold, mask)
     anywhere = opens.any(0)
     labels = torch.cat([torch.arange(ways, device=support_y.device).expand(len(points), -1), support_y[:, anywhere]], dim=1)
     exists = torch.cat([torch.ones_like(labels[:, :ways], dtype=torch.bool), opens[:, anywhere]], dim=1)
@@ -146,6 +150,8 @@ def infer_clusters(support: Tensor, support_y: Tensor, ways: int, sigma: Tensor,
     allowed = (support_y.unsqueeze(2) == labels.unsqueeze(1)) & exists.unsqueeze(1)
     log_density = (-squared_euclidean(points, centres) / (2 * sigma)).masked_fill(~allowed, -math.inf)
     log_z = F.log_softmax(log_density, dim=2)
+    if mask is not None:
+        log_z = log_z.masked_fill(~mask.unsqueeze(2), -math.inf)
     share = torch.softmax(log_z.masked_fill(~exists.unsqueeze(1), 0.0), dim=1)  # z_ic / sum_i z_ic, also of tiny z
     return Mixture(share.transpose(1, 2) @ support, labels, exists, threshold)
 
@@ -156,7 +162,7 @@ def cluster_threshold(means: Tensor, sigma: Tensor, alpha: float) -> Tensor:
     return -2 * sigma * (math.log(alpha) - means.shape[-1] / 2 * torch.log1p(rho / sigma))
 
 
-def opened(points: Tensor, labels: Tensor, means: Tensor, threshold: Tensor) -> Tensor:
+def opened(points: Tensor, labels: Tensor, means: Tensor, threshold: Tensor, mask: Tensor | None = None) -> Tensor:
     """Which points open a cluster when they are visited in order.
 
     Args:
@@ -164,12 +170,15 @@ def opened(points: Tensor, labels: Tensor, means: Tensor, threshold: Tensor) -> 
         labels: int64 ``[T, S]``.
         means: ``[T, N, D]``.
         threshold: ``[T]``.
+        mask: bool ``[T, S]``, the points that are visited; None: all.
 
     Returns:
         bool ``[T, S]``.
     """
     own = means.gather(1, labels.unsqueeze(-1).expand_as(points))
     far = (points - own).square().sum(-1) > threshold.unsqueeze(1)
+    if mask is not None:
+        far = far & mask
     near = (squared_euclidean(points, points) <= threshold.view(-1, 1, 1)) & (labels.unsqueeze(2) == labels.unsqueeze(1))
     opens = torch.zeros_like(far)
     for visited in range(points.shape[1]):

@@ -58,7 +58,6 @@ from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.inner_loop import Adapt, InnerLoop, adapted_names
 from fsl_cli.inner.step_sizes import Learning, StepSizes
-from fsl_cli.statistics import classification as metrics
 
 
 class MAML(GradientLearner):
@@ -123,8 +122,8 @@ class MAML(GradientLearner):
 
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after adaptation (the loss in eq. 1)."""
-        logits = self.logits_after(episodes, [self.inner_steps])[-1]
-        loss = metrics.cross_entropy(logits, episodes.query_y).mean()
+        logits = self.outputs_after(episodes, [self.inner_steps])[-1]
+        loss = episodes.problem.loss(logits, episodes.query.y, episodes.query.mask).mean()
         return Step(loss, logits.detach(), mean_step_size(self.step_sizes))
 
     def inner_loop(self, ways: int) -> InnerLoop:

@@ -63,7 +63,6 @@ from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.step_sizes import Learning, StepSizes
 from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
-from fsl_cli.statistics import classification as metrics
 
 _SMALLEST = 0.03  # times 1/K, what multi-step annealing leaves to the earlier steps, as in the authors' code
 
@@ -138,32 +137,32 @@ class MAMLPlusPlus(GradientLearner):
         if self.running:
             self._track(episodes)
         steps = range(1, self.inner_steps + 1) if self._multi_step else [self.inner_steps]
-        inner = self.inner_loop(episodes.ways, first_order=self._first_order)
+        inner = self.inner_loop(episodes.problem.outputs, first_order=self._first_order)
         logits = self._engine.run(inner, episodes, steps)
-        losses = torch.stack([metrics.cross_entropy(each, episodes.query_y).mean() for each in logits])
+        losses = torch.stack([episodes.problem.loss(each, episodes.query.y, episodes.query.mask).mean() for each in logits])
         logged = {"last_step_loss": losses[-1].detach(), "last_step_importance": self.importance[-1]}
         logged |= mean_step_size(self.step_sizes)
         return Step((self.importance[-len(losses) :] * losses).sum(), logits[-1].detach(), logged)
 
-    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits after each number of steps."""
         if not self.running:
-            return super().logits_after(episodes, steps)
+            return super().outputs_after(episodes, steps)
         if not self.batch_norms.has_averages():
             what = "running is not valid: the run was trained without running averages of every step"
             raise FslError(what, where="algo.batch_norm", hint="use transductive or inductive, or train with running")
         # torch.func.vmap cannot mix the precision of images with that of averages.
         episodes = self.augmented(episodes)
-        with statistics_from(self.net, "running"), full_precision(episodes.support_x):
-            return self._running_tasks(self.inner_loop(episodes.ways, averages=True), episodes).logits_after(steps)
+        with statistics_from(self.net, "running"), full_precision(episodes.support.x):
+            return self._running_tasks(self.inner_loop(episodes.problem.outputs, averages=True), episodes).outputs_after(steps)
 
     @torch.no_grad()
     def _track(self, episodes: Episodes) -> None:
         """One task after the other, so that the averages do not depend on how many are computed at once."""
-        inner = self.inner_loop(episodes.ways, averages=True)
+        inner = self.inner_loop(episodes.problem.outputs, averages=True)
         with statistics_from(self.net, "tracked_batch"):
             for task in episodes.split(1):
-                loop_tasks(inner, task).logits_after(range(1, self.inner_steps + 1))
+                loop_tasks(inner, task).outputs_after(range(1, self.inner_steps + 1))
 
     def inner_loop(self, ways: int, *, first_order: bool = True, averages: bool = False) -> InnerLoop:
         """See `StepLearner`; with ``averages`` a forward pass also uses, or moves, the running averages of its step."""

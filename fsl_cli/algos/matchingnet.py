@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
 from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.algos.protonet import class_members
 from fsl_cli.episodes import Episodes
 from fsl_cli.episodes.randomness import permutations
 
@@ -99,12 +100,15 @@ class MatchingNet(EmbeddingLearner):
                 support, query = self.context(support, query, order)
         return super().compare(episodes, support, query)
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """Log p(y | x) (eq. 1) from the embeddings f and g."""
-        with full_precision(support, query) as (support, query):
+        with full_precision(episodes.support.x, episodes.query.x) as (support, query):
             cosine = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).transpose(1, 2)
+            support_y, mask = episodes.support.y, episodes.support.mask
+            if mask is not None:
+                cosine = cosine.masked_fill(~mask.unsqueeze(1), -math.inf)
             log_attention = F.log_softmax(self.log_scale.exp() * cosine, dim=-1)
-            return class_log_sums(log_attention, support_y, ways)
+            return class_log_sums(log_attention, support_y, episodes.ways, mask)
 
 
 class FullContext(nn.Module):
@@ -144,21 +148,22 @@ class FullContext(nn.Module):
         return h
 
 
-def class_log_sums(log_values: Tensor, labels: Tensor, ways: int) -> Tensor:
+def class_log_sums(log_values: Tensor, labels: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
     """Log of the sum of values over the members of each class.
 
     Args:
         log_values: ``[T, B, S]``.
         labels: int64 ``[T, S]``, every class at least once.
         ways: N.
+        mask: bool ``[T, S]``, the entries that count; None: all.
 
     Returns:
         ``[T, B, N]``.
     """
-    return of_each_class(log_values, labels, ways).logsumexp(-1)
+    return of_each_class(log_values, labels, ways, mask).logsumexp(-1)
 
 
-def of_each_class(values: Tensor, labels: Tensor, ways: int) -> Tensor:
+def of_each_class(values: Tensor, labels: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
     """Values ``[T, B, S]`` as ``[T, B, N, S]``, -inf where an entry of S is of another class; arguments as above."""
-    members = F.one_hot(labels, ways).transpose(1, 2).bool()
+    members = class_members(labels, ways, mask).transpose(1, 2)
     return values.unsqueeze(2).masked_fill(~members.unsqueeze(1), -math.inf)

@@ -55,9 +55,8 @@ from fsl_cli.algos.common.gradient_learner import GradientLearner, MetaOptions
 from fsl_cli.episodes import Episodes
 from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.inner_loop import InnerLoop
-from fsl_cli.inner.tasks import Tasks
+from fsl_cli.inner.tasks import TaskBatch
 from fsl_cli.inner.update_rules import Parameters
-from fsl_cli.statistics import classification as metrics
 
 _PRECISION = 10.0  # p
 
@@ -161,10 +160,10 @@ class MetaLSTM(GradientLearner):
     def loss(self, episodes: Episodes) -> Step:
         """Query loss at c_T."""
         logits, gates = self._logits(episodes, [self.inner_steps])
-        value = metrics.cross_entropy(logits[-1], episodes.query_y).mean()
+        value = episodes.problem.loss(logits[-1], episodes.query.y, episodes.query.mask).mean()
         return Step(value, logits[-1].detach(), gates)
 
-    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits after each number of steps of the cell."""
         return self._logits(episodes, steps)[0]
 
@@ -177,7 +176,7 @@ class MetaLSTM(GradientLearner):
         for step in range(steps[-1] + 1):
             weights = coordinates.named(state.c)
             if step in steps:
-                found.append(tasks.query_logits(weights, max(step - 1, 0)))
+                found.append(tasks.query_outputs(weights, max(step - 1, 0)))
             if step < steps[-1]:
                 state = self.meta_learner(*self._gradient_and_loss(tasks, coordinates, weights, step), state)
         gates = {"input_gate": state.i.detach().mean(), "forget_gate": state.f.detach().mean()}
@@ -185,7 +184,7 @@ class MetaLSTM(GradientLearner):
 
     @torch.no_grad()
     def _gradient_and_loss(
-        self, tasks: Tasks, coordinates: Coordinates, weights: Parameters, step: int
+        self, tasks: TaskBatch, coordinates: Coordinates, weights: Parameters, step: int
     ) -> tuple[Tensor, Tensor]:
         gradient = tasks.gradient(weights, step, first_order=True)
         return coordinates.joined(gradient), tasks.support_loss(weights, step)

@@ -45,6 +45,7 @@ from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.crammer_singer import dual_variables
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
 from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.episodes import Episodes, Examples
 
 
 class MetaOptNet(EmbeddingLearner):
@@ -79,10 +80,10 @@ class MetaOptNet(EmbeddingLearner):
         self.penalty, self.ridge, self.label_smoothing = penalty, ridge, label_smoothing
         self.scale = nn.Parameter(torch.tensor(float(init_scale)))
 
-    def query_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def query_loss(self, logits: Tensor, query: Examples) -> Tensor:
         """Cross-entropy with 1 - e on the right class and e / (N-1) on each other one."""
         log_p = logits.log_softmax(-1)
-        right = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        right = log_p.gather(-1, query.y.unsqueeze(-1)).squeeze(-1)
         e = self.label_smoothing
         return -((1 - e) * right + e / (logits.shape[-1] - 1) * (log_p.sum(-1) - right)).mean()
 
@@ -90,10 +91,10 @@ class MetaOptNet(EmbeddingLearner):
         """Gamma."""
         return {"scale": self.scale.detach()}
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """``gamma w_k x`` (eq. 12)."""
-        with full_precision(support, query) as (support, query):
+        with full_precision(episodes.support.x, episodes.query.x) as (support, query):
             kernel = support @ support.mT
             kernel = kernel + self.ridge * torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
-            weights = dual_variables(kernel, support_y, ways, self.penalty).mT @ support
+            weights = dual_variables(kernel, episodes.support.y, episodes.ways, self.penalty).mT @ support
             return self.scale * (query @ weights.mT)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.common.algorithm import Algorithm, Step
 from fsl_cli.algos.common.full_precision import full_precision
-from fsl_cli.algos.protonet import class_means
+from fsl_cli.algos.protonet import class_means, class_members
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 from fsl_cli.statistics.classification import cross_entropy
@@ -59,7 +59,7 @@ class Nearest(Algorithm):
     def loss(self, episodes: Episodes) -> Step:
         """Cross-entropy of the queries, without a graph: nothing is learned."""
         logits = self.predict(episodes)
-        return Step(cross_entropy(logits, episodes.query_y).mean(), logits)
+        return Step(cross_entropy(logits, episodes.query.y, episodes.query.mask).mean(), logits)
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
@@ -73,12 +73,13 @@ class Nearest(Algorithm):
         with statistics_from(self.backbone, "running"):
             return self.backbone(images)
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """Minus the squared distance to the mean, or to the nearest image, of each class."""
+        support, query = episodes.support, episodes.query.x
         if self.compare == "mean":
-            return -_squared_distances(query, class_means(support, support_y, ways))
-        distances = _squared_distances(query, support).unsqueeze(-1)
-        members = support_y.unsqueeze(-1) == torch.arange(ways, device=support_y.device)
+            return -_squared_distances(query, class_means(support.x, support.y, episodes.ways, support.mask))
+        distances = _squared_distances(query, support.x).unsqueeze(-1)
+        members = class_members(support.y, episodes.ways, support.mask)
         return -distances.where(members.unsqueeze(1), torch.inf).amin(2)
 
 

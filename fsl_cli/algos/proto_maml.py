@@ -99,12 +99,13 @@ class ProtoMAML(MAML):
         )
         self.net.head.requires_grad_(False)  # it says what shape a head has; every task brings its values
 
-    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits after each number of steps from the prototypes."""
         tasks = self.tasks(episodes)
-        prototypes = class_means(tasks.support_features(), tasks.episodes.support_y, episodes.ways)
+        support = tasks.episodes.support
+        prototypes = class_means(tasks.support_features(), support.y, episodes.ways, support.mask)
         head = {f"head.{name}": value.to(self.net.head.weight) for name, value in prototype_head(prototypes).items()}
-        return tasks.logits_after(steps, start=tasks.start | tasks.pack_each(head))
+        return tasks.outputs_after(steps, start=tasks.start | tasks.pack_each(head))
 
 
 def prototype_head(prototypes: Tensor) -> Parameters:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
 from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.episodes import Episodes
 
 Distance = Literal["sqeuclidean", "cosine"]
 
@@ -67,25 +68,34 @@ class ProtoNet(EmbeddingLearner):
         super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
         self.distance, self.scale = distance, scale
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """Scaled negative distances of the queries to the prototypes."""
-        return -self.scale * _DISTANCES[self.distance](query, class_means(support, support_y, ways))
+        support = episodes.support
+        means = class_means(support.x, support.y, episodes.ways, support.mask)
+        return -self.scale * _DISTANCES[self.distance](episodes.query.x, means)
 
 
-def class_means(embedded: Tensor, labels: Tensor, ways: int) -> Tensor:
+def class_means(embedded: Tensor, labels: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
     """Mean embedding of each class (eq. 1).
 
     Args:
         embedded: ``[T, B, D]``.
         labels: int64 ``[T, B]``, every class at least once.
         ways: N.
+        mask: bool ``[T, B]``, the rows that count; None: all.
 
     Returns:
         ``[T, N, D]``.
     """
     with full_precision(embedded) as (embedded,):
-        members = F.one_hot(labels, ways).to(embedded.dtype)
+        members = class_members(labels, ways, mask).to(embedded.dtype)
         return (members / members.sum(1, keepdim=True)).transpose(1, 2) @ embedded
+
+
+def class_members(labels: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
+    """Which rows belong to which class: bool ``[T, B, N]``; arguments as in `class_means`."""
+    members = F.one_hot(labels, ways).bool()
+    return members if mask is None else members & mask.unsqueeze(-1)
 
 
 def squared_euclidean(query: Tensor, prototypes: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
 from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.episodes import Episodes
 
 
 class R2D2(EmbeddingLearner):
@@ -76,10 +77,12 @@ class R2D2(EmbeddingLearner):
         """Lambda and alpha."""
         return {"lambda": self.log_lambda.detach().exp(), "alpha": self.log_alpha.detach().exp()}
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """``alpha x W`` (eq. 6)."""
-        with full_precision(support, query) as (support, query):
-            targets = F.one_hot(support_y, ways).to(support.dtype)
+        with full_precision(episodes.support.x, episodes.query.x) as (support, query):
+            targets = F.one_hot(episodes.support.y, episodes.ways).to(support.dtype)
+            if episodes.support.mask is not None:  # rows of zeros take no part in the regression
+                support, targets = (each * episodes.support.mask.unsqueeze(-1) for each in (support, targets))
             return self.log_alpha.exp() * (query @ ridge_regression(support, targets, self.log_lambda.exp()))
 
 

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.common.algorithm import BatchNormMode, Step
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.protonet import class_members
 from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.feature_maps import FeatureMaps
 from fsl_cli.episodes import Episodes
@@ -87,23 +88,24 @@ class RelationNet(EmbeddingLearner):
     def loss(self, episodes: Episodes) -> Step:
         """Mean squared error of the scores (eq. 2); moves the running averages of batch normalisation."""
         logits = self.query_logits(episodes, "tracked_batch")
-        score, same = logits.sigmoid(), F.one_hot(episodes.query_y, episodes.ways).bool()
+        score, same = logits.sigmoid(), F.one_hot(episodes.query.y, episodes.ways).bool()
         metrics = {"relation_same": score[same].detach().mean(), "relation_different": score[~same].detach().mean()}
         return Step(F.mse_loss(score, same.to(score.dtype)), logits.detach(), metrics)
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """Logits of the scores from maps ``[T, B, C, h, w]``, normalised by the running averages."""
+        support = episodes.support
         with statistics_from(self, "running"):
-            return self.relation(self.class_maps(support, support_y, ways), query)
+            return self.relation(self.class_maps(support.x, support.y, episodes.ways, support.mask), episodes.query.x)
 
     def compare(self, episodes: Episodes, support: Tensor, query: Tensor) -> Tensor:
         """Logits of the scores, one episode after the other."""
-        classes = self.class_maps(support, episodes.support_y, episodes.ways)
+        classes = self.class_maps(support, episodes.support.y, episodes.ways, episodes.support.mask)
         return torch.cat([self.relation(*one) for one in zip(classes.split(1), query.split(1), strict=True)])
 
-    def class_maps(self, support: Tensor, support_y: Tensor, ways: int) -> Tensor:
+    def class_maps(self, support: Tensor, support_y: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
         """Sum or mean of the support maps ``[T, N*K, C, h, w]`` of each class: ``[T, N, C, h, w]``."""
-        members = F.one_hot(support_y, ways).to(support.dtype)
+        members = class_members(support_y, ways, mask).to(support.dtype)
         if self.combine == "mean":
             members = members / members.sum(1, keepdim=True)
         return (members.transpose(1, 2) @ support.flatten(2)).unflatten(2, support.shape[2:])

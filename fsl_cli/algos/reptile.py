@@ -60,9 +60,8 @@ from fsl_cli.episodes import Episodes, Task
 from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.inner_loop import InnerLoop, mean_row
 from fsl_cli.inner.mini_batches import mini_batches
-from fsl_cli.inner.tasks import Tasks
+from fsl_cli.inner.tasks import TaskBatch
 from fsl_cli.inner.update_rules import Adam, Parameters, parameters_in
-from fsl_cli.statistics import classification as metrics
 
 
 class Reptile(GradientLearner):
@@ -119,8 +118,8 @@ class Reptile(GradientLearner):
         tasks = self._batched(episodes, self.inner_batch, self.inner_steps)
         with torch.no_grad():
             adapted = parameters_in(tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps)))
-            logits = tasks.query_logits(adapted, self.inner_steps - 1)
-            value = metrics.cross_entropy(logits, episodes.query_y).mean()
+            logits = tasks.query_outputs(adapted, self.inner_steps - 1)
+            value = episodes.problem.loss(logits, episodes.query.y, episodes.query.mask).mean()
         pull = self._pull(tasks.start, adapted)
         return Step(value + (pull - pull.detach()), logits, {"distance": _distance(tasks.start, adapted)})
 
@@ -142,16 +141,16 @@ class Reptile(GradientLearner):
                 parts.append((parameter * (mean_row(gap, len(gap)) if name.startswith("head.") else gap)).sum())
         return torch.stack(parts).sum()
 
-    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+    def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
         """Query logits after each number of steps on mini-batches of the support set."""
-        return self._batched(episodes, self.test_inner_batch, steps[-1]).logits_after(steps)
+        return self._batched(episodes, self.test_inner_batch, steps[-1]).outputs_after(steps)
 
-    def _batched(self, episodes: Episodes, batch: int | None, steps: int) -> Tasks:
+    def _batched(self, episodes: Episodes, batch: int | None, steps: int) -> TaskBatch:
         """The tasks under adaptation, each step on ``batch`` of the augmented support images."""
         episodes = self.augmented(episodes)
-        rows = episodes.support_y.shape[1]
+        rows = episodes.support.y.shape[1]
         batches = mini_batches(episodes.seeds, rows, batch, steps) if batch and steps else None
-        return self._tasks_of(self.inner_loop(episodes.ways), episodes, batches)
+        return self._tasks_of(self.inner_loop(episodes.problem.outputs), episodes, batches)
 
     def inner_loop(self, ways: int) -> InnerLoop:
         """See `StepLearner`."""

@@ -82,18 +82,21 @@ class Siamese(EmbeddingLearner):
         with statistics_from(self, "tracked_batch"):
             support, query = self.embed_episodes(episodes)
         shots = support.shape[1]
-        images, labels = torch.cat([support, query], dim=1), torch.cat([episodes.support_y, episodes.query_y], dim=1)
-        odds, same = self.log_odds(images, images), labels.unsqueeze(2) == labels.unsqueeze(1)
-        pairs = ~torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+        images, both = torch.cat([support, query], dim=1), episodes.support.followed_by(episodes.query)
+        odds, same = self.log_odds(images, images), both.y.unsqueeze(2) == both.y.unsqueeze(1)
+        pairs = ~torch.eye(both.y.shape[1], dtype=torch.bool, device=both.y.device)
+        real = both.real.unsqueeze(2) & both.real.unsqueeze(1)
         losses = F.binary_cross_entropy_with_logits(odds, same.to(odds.dtype), reduction="none")
-        loss = balanced_mean(losses, same & pairs, ~same)
-        right = balanced_mean(((odds.detach() > 0) == same).to(odds.dtype), same & pairs, ~same)
-        logits = of_each_class(odds.detach()[:, shots:, :shots], episodes.support_y, episodes.ways).amax(-1)
+        loss = balanced_mean(losses, same & pairs & real, ~same & real)
+        right = balanced_mean(((odds.detach() > 0) == same).to(odds.dtype), same & pairs & real, ~same & real)
+        answers = odds.detach()[:, shots:, :shots]
+        logits = of_each_class(answers, episodes.support.y, episodes.ways, episodes.support.mask).amax(-1)
         return Step(loss.mean(), logits, {"verification_accuracy": right.mean()})
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """Log odds of the most similar support image of each class."""
-        return of_each_class(self.log_odds(support, query), support_y, ways).amax(-1)
+        odds = self.log_odds(episodes.support.x, episodes.query.x)
+        return of_each_class(odds, episodes.support.y, episodes.ways, episodes.support.mask).amax(-1)
 
     def log_odds(self, support: Tensor, query: Tensor) -> Tensor:
         """Log p / (1 - p) of every query ``[T, B, D]`` with every support image ``[T, S, D]``: ``[T, B, S]``."""

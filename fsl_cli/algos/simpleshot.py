@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
 from fsl_cli.algos.protonet import class_means, squared_euclidean
 from fsl_cli.compute.running_averages import RunningMean
+from fsl_cli.episodes import Episodes
 
 Transform = Literal["un", "l2n", "cl2n"]
 
@@ -69,10 +70,10 @@ class SimpleShot(Pretrained):
         """Move the mean feature."""
         self.center.move(features)
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
+    def classify(self, episodes: Episodes) -> Tensor:
         """Negative squared distances to the centroids."""
-        support, query = self._transformed(support), self._transformed(query)
-        return -squared_euclidean(query, class_means(support, support_y, ways))
+        support, query = self._transformed(episodes.support.x), self._transformed(episodes.query.x)
+        return -squared_euclidean(query, class_means(support, episodes.support.y, episodes.ways, episodes.support.mask))
 
     def _transformed(self, features: Tensor) -> Tensor:
         if self.transform == "cl2n":

@@ -124,7 +124,7 @@ class SNAIL(Algorithm):
         """Cross-entropy of the queries."""
         support, query = self.embedding(episodes)
         logits = self.answer(support, query.features, episodes.seeds)
-        return Step(cross_entropy(logits, episodes.query_y).mean(), logits.detach())
+        return Step(cross_entropy(logits, episodes.query.y).mean(), logits.detach())
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:

@@ -14,10 +14,10 @@ from PIL import __version__ as pillow_version
 from PIL import features
 
 from fsl_cli.datasets import glyph_classes, glyph_drawing
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.datasets.glyph_classes import FACES, SPLITS, Glyph, font_path
 from fsl_cli.datasets.glyph_drawing import drawings
 from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 

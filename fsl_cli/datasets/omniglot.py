@@ -13,10 +13,10 @@ import numpy as np
 from annotated_types import Ge
 from PIL import Image
 
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.datasets.download import fetch
 from fsl_cli.datasets.image_files import FolderImages, ImageFiles, ZipImages, read_image, readable
 from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from fsl_cli.datasets.class_images import ClassImages
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 FORMAT = 1  # part of every key: a new number makes every older pack unused

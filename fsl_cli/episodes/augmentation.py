@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsl_cli.episodes import Episodes
+from fsl_cli.episodes import Episodes, Examples
 from fsl_cli.episodes.randomness import uniform
 
 Augmentation = Literal["none", "shift", "affine", "flip"]
@@ -36,7 +36,8 @@ def with_augmented_support(episodes: Episodes, kind: Augmentation, copies: int) 
     """
     if kind == "none":
         return episodes
-    images = episodes.support_x.repeat(1, copies, 1, 1, 1)
+    support = episodes.support
+    images = support.x.repeat(1, copies, 1, 1, 1)
     count = images.shape[1]
     maps = _maps(uniform(episodes.seeds, (count, 4), "augmentation").to(images.dtype), kind)
     flat = images.flatten(0, 1)
@@ -44,8 +45,11 @@ def with_augmented_support(episodes: Episodes, kind: Augmentation, copies: int) 
     changed = F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False).view(images.shape)
     return replace(
         episodes,
-        support_x=torch.cat([episodes.support_x, changed], dim=1),
-        support_y=episodes.support_y.repeat(1, 1 + copies),
+        support=Examples(
+            torch.cat([support.x, changed], dim=1),
+            support.y.repeat(1, 1 + copies),
+            None if support.mask is None else support.mask.repeat(1, 1 + copies),
+        ),
     )
 
 

@@ -1,16 +1,18 @@
 """Episodes and their shape.
 
-An episode is an N-way K-shot task: K labelled support images and Q query images for each of N classes.
+An episode of classification is an N-way K-shot task: K labelled support images and Q query images for each of N classes.
+In an episode of regression K support and Q query points are given of one function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from fsl_cli.episodes.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -26,36 +28,76 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Episodes:
-    """T episodes of one shape, N ways, K shots, Q queries per class.
+class Examples:
+    """The support or the query sets of T episodes, B rows each.
 
     Attributes:
-        support_x: float ``[T, N*K, C, H, W]`` in 0..1.
-        support_y: int64 ``[T, N*K]``, labels 0..N-1.
-        query_x: float ``[T, N*Q, C, H, W]`` in 0..1.
-        query_y: int64 ``[T, N*Q]``.
-        ways: N.
-        seeds: int64 ``[T]``, what an algorithm's own random numbers start from, see `episodes.randomness`; left out: zeros.
-        classes: int64 ``[T, N]``, which classes of the split are labelled 0..N-1; left out: unknown, -1.
+        x: float ``[T, B, ...]``: pixels in 0..1 ``[T, B, C, H, W]``, features, a real number, ...
+        y: what is to be predicted: int64 labels ``[T, B]``, or float ``[T, B, O]``.
+        mask: bool ``[T, B]``, which rows are examples; at least one of each episode is. What the other rows hold, finite
+            numbers and valid labels, must not matter. None: all rows are examples.
     """
 
-    support_x: Tensor
-    support_y: Tensor
-    query_x: Tensor
-    query_y: Tensor
-    ways: int
+    x: Tensor
+    y: Tensor
+    mask: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        """Every tensor changed."""
+        return Examples(change(self.x), change(self.y), None if self.mask is None else change(self.mask))
+
+    def followed_by(self, other: Examples) -> Examples:
+        """The rows of these, then those of others."""
+        mask = None
+        if self.mask is not None or other.mask is not None:
+            mask = torch.cat([self.real, other.real], dim=1)
+        return Examples(torch.cat([self.x, other.x], dim=1), torch.cat([self.y, other.y], dim=1), mask)
+
+    @property
+    def real(self) -> Tensor:
+        """The mask, all true where there is none."""
+        return torch.ones(self.y.shape[:2], dtype=torch.bool, device=self.y.device) if self.mask is None else self.mask
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """T episodes of one shape.
+
+    Attributes:
+        support: what is learned from.
+        query: what is predicted, and what predictions are judged by.
+        problem: what is predicted.
+        seeds: int64 ``[T]``, what an algorithm's own random numbers start from, see `episodes.randomness`; left out: zeros.
+        classes: of classification, int64 ``[T, N]``: which classes of the split are labelled 0..N-1; left out: unknown, -1.
+    """
+
+    support: Examples
+    query: Examples
+    problem: Problem
     seeds: Tensor = None  # type: ignore[assignment]
     classes: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        count, device = len(self), self.support.y.device
         if self.seeds is None:
-            object.__setattr__(self, "seeds", torch.zeros_like(self.support_y[:, 0]))
+            object.__setattr__(self, "seeds", torch.zeros(count, dtype=torch.int64, device=device))
         if self.classes is None:
-            object.__setattr__(self, "classes", self.support_y.new_full((len(self), self.ways), -1))
+            unknown = torch.full((count, self.problem.outputs), -1, device=device)
+            object.__setattr__(self, "classes", unknown)
 
     def __len__(self) -> int:
         """Number of episodes, T."""
-        return len(self.support_y)
+        return len(self.support.y)
+
+    @property
+    def ways(self) -> int:
+        """N, the classes of an episode of classification."""
+        return self.problem.outputs
+
+    @property
+    def masked(self) -> bool:
+        """Whether some rows may be no examples."""
+        return self.support.mask is not None or self.query.mask is not None
 
     def split(self, size: int) -> Iterator[Episodes]:
         """Yield these episodes in order, at most ``size`` at a time."""
@@ -64,9 +106,18 @@ class Episodes:
             yield self._with(lambda values: values[part])  # noqa: B023 - called at once
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Episodes:
-        """The same episodes on ``device``, images as ``dtype``."""
+        """The same episodes on ``device``, inputs and real targets as ``dtype``."""
         return self._with(lambda values: values.to(device=device, dtype=dtype if values.is_floating_point() else None))
 
+    def with_embeddings(self, support: Tensor, query: Tensor) -> Episodes:
+        """The same episodes with embeddings ``[T, B, ...]`` in the place of their inputs."""
+        return replace(self, support=replace(self.support, x=support), query=replace(self.query, x=query))
+
     def _with(self, change: Callable[[Tensor], Tensor]) -> Episodes:
-        changed: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **changed)
+        return replace(
+            self,
+            support=self.support.map(change),
+            query=self.query.map(change),
+            seeds=change(self.seeds),
+            classes=change(self.classes),
+        )

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsl_cli.datasets.class_images import ClassImages
-from fsl_cli.episodes.episodes import Episodes, Task
+from fsl_cli.episodes.class_images import ClassImages
+from fsl_cli.episodes.episodes import Episodes, Examples, Task
+from fsl_cli.episodes.problem import Classification, Problem
 from fsl_cli.episodes.randomness import episode_seeds
 from fsl_cli.errors import FslError, raise_all
+
+
+class Sampler(Protocol):
+    """Where episodes come from."""
+
+    @property
+    def task(self) -> Task:
+        """Shape of the episodes."""
+
+    @property
+    def problem(self) -> Problem:
+        """What they ask to be predicted."""
+
+    def batch(self, first: int, count: int) -> Episodes:
+        """Episodes ``first .. first+count-1``: a pure function of seed, split and index."""
+
+    def digest(self, count: int) -> str:
+        """A hash of the first ``count`` episodes: two runs with the same digest were tested on the same episodes."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +112,25 @@ class EpisodeSampler:
         images = _shuffled(draw_without_replacement(image_pick, self.source.counts[classes]), image_shuffle)
         return EpisodeIndices(classes, images + self.source.offsets[classes][..., None])
 
+    @property
+    def problem(self) -> Problem:
+        """Classification into the ways of the task."""
+        return Classification(self.task.ways)
+
     def batch(self, first: int, count: int) -> Episodes:
         """Episodes ``first .. first+count-1``, gathered and scaled to 0..1 on the sampler's device."""
-        ways, shots, queries = self.task.ways, self.task.shots, self.task.queries
+        return self.batch_of(self.images, first, count)
+
+    def batch_of(self, inputs: Callable[[Tensor], Tensor], first: int, count: int) -> Episodes:
+        """`batch` with something else for the images: what ``inputs``, like `images`, makes of rows of the split."""
         drawn = self.indices(first, count)
-        rows = torch.from_numpy(drawn.images)
-        support, query = self.images(rows[:, :, :shots].flatten()), self.images(rows[:, :, shots:].flatten())
+        rows, shots = torch.from_numpy(drawn.images), self.task.shots
+        support, query = (inputs(each.flatten()) for each in (rows[:, :, :shots], rows[:, :, shots:]))
         support_y, query_y = self.labels(count)
         return Episodes(
-            support_x=support.view(count, ways * shots, *self.source.image_shape),
-            support_y=support_y,
-            query_x=query.view(count, ways * queries, *self.source.image_shape),
-            query_y=query_y,
-            ways=ways,
+            Examples(support.view(*support_y.shape, *support.shape[1:]), support_y),
+            Examples(query.view(*query_y.shape, *query.shape[1:]), query_y),
+            self.problem,
             seeds=episode_seeds(int(self._key[0]), first, count).to(self.device),
             classes=torch.from_numpy(drawn.classes).to(self.device),
         )

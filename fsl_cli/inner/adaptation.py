@@ -13,7 +13,7 @@ from fsl_cli.inner.update_rules import Parameters, UpdateRule, parameters_in
 
 LossFunction = Callable[[Parameters], Tensor]
 Gradient = Callable[[Parameters, int], Parameters]
-Step = Callable[[Parameters, int], Parameters]
+TakeStep = Callable[[Parameters, int], Parameters]
 T = TypeVar("T")
 
 
@@ -65,13 +65,13 @@ def of_step(values: Sequence[T], step: int) -> T:
     return values[min(step, len(values) - 1)]
 
 
-def _run(step: Step, state: Parameters, steps: range) -> Parameters:
+def _run(step: TakeStep, state: Parameters, steps: range) -> Parameters:
     for number in steps:
         state = step(state, number)
     return state
 
 
-def _run_from_checkpoints(step: Step, state: Parameters, steps: range) -> Parameters:
+def _run_from_checkpoints(step: TakeStep, state: Parameters, steps: range) -> Parameters:
     """`_run` that keeps a few of the states on the way; to go backwards, each half is run by itself."""
     if len(steps) <= 1:
         return _checkpoint(lambda state: _run(step, state, steps), state)

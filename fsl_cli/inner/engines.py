@@ -15,17 +15,17 @@ from torch import Tensor
 
 from fsl_cli.episodes import Episodes
 from fsl_cli.errors import FslError
-from fsl_cli.inner.fast.engine import FastTasks
+from fsl_cli.inner.fast.engine import FastTaskBatch
 from fsl_cli.inner.fast.engine import check_supported as check_fast
 from fsl_cli.inner.fast.translation import network_of
 from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.learn2learn_engine import check_supported as check_learn2learn
 from fsl_cli.inner.learn2learn_engine import learn2learn_engine
-from fsl_cli.inner.tasks import Tasks, loop_tasks, vmap_tasks
+from fsl_cli.inner.tasks import TaskBatch, loop_tasks, vmap_tasks
 
 EngineName = Literal["auto", "fast", "vmap", "loop", "learn2learn"]
-TasksOf = Callable[..., Tasks]
-"""Inner loop, episodes and, optionally, batches to `Tasks`."""
+TaskBatchOf = Callable[..., TaskBatch]
+"""Inner loop, episodes and, optionally, batches to `TaskBatch`."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Engine:
     """A way to run the inner loop of a batch of tasks.
 
     Attributes:
-        run: inner loop, episodes and numbers of steps, ascending, to query logits ``[len(steps), T, N*Q, N]``.
+        run: inner loop, episodes and numbers of steps, ascending, to query outputs ``[len(steps), T, B, O]``.
         check: raises `FslError` for an inner loop that the engine cannot run.
     """
 
@@ -41,9 +41,9 @@ class Engine:
     check: Callable[[InnerLoop], None] = lambda inner: None
 
 
-def auto_tasks(inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> Tasks:
+def auto_tasks(inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> TaskBatch:
     """``fast`` where the network allows it, else ``vmap``, or ``loop`` when steps are run again to save memory."""
-    kind: TasksOf = FastTasks if network_of(inner.net) else loop_tasks if inner.checkpoint else vmap_tasks
+    kind: TaskBatchOf = FastTaskBatch if network_of(inner.net) else loop_tasks if inner.checkpoint else vmap_tasks
     return kind(inner, episodes, batches)
 
 
@@ -55,8 +55,8 @@ def check_vmap(inner: InnerLoop) -> None:
         )
 
 
-def tasks_engine(name: EngineName, inner: InnerLoop) -> TasksOf:
-    """The engine as `Tasks`, for methods that do more with a task than the steps of `InnerLoop`.
+def tasks_engine(name: EngineName, inner: InnerLoop) -> TaskBatchOf:
+    """The engine as `TaskBatch`, for methods that do more with a task than the steps of `InnerLoop`.
 
     Raises:
         FslError: the engine cannot run this inner loop.
@@ -68,14 +68,14 @@ def tasks_engine(name: EngineName, inner: InnerLoop) -> TasksOf:
     return _TASKS[name]
 
 
-def _runs(tasks: TasksOf) -> Callable[[InnerLoop, Episodes, Sequence[int]], Tensor]:
-    return lambda inner, episodes, steps: tasks(inner, episodes).logits_after(steps)
+def _runs(tasks: TaskBatchOf) -> Callable[[InnerLoop, Episodes, Sequence[int]], Tensor]:
+    return lambda inner, episodes, steps: tasks(inner, episodes).outputs_after(steps)
 
 
-_TASKS: dict[str, TasksOf] = {"auto": auto_tasks, "fast": FastTasks, "vmap": vmap_tasks, "loop": loop_tasks}
+_TASKS: dict[str, TaskBatchOf] = {"auto": auto_tasks, "fast": FastTaskBatch, "vmap": vmap_tasks, "loop": loop_tasks}
 ENGINES = {
     "auto": Engine(_runs(auto_tasks)),
-    "fast": Engine(_runs(FastTasks), check_fast),
+    "fast": Engine(_runs(FastTaskBatch), check_fast),
     "vmap": Engine(_runs(vmap_tasks), check_vmap),
     "loop": Engine(_runs(loop_tasks)),
     "learn2learn": Engine(learn2learn_engine, check_learn2learn),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsl_cli.episodes import Episodes
@@ -17,17 +16,17 @@ from fsl_cli.optional import learn2learn
 
 
 def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-    """One task after the other through learn2learn. Returns query logits ``[len(steps), T, N*Q, N]``.
+    """One task after the other through learn2learn. Returns query outputs ``[len(steps), T, B, O]``.
 
     Raises:
         FslError: learn2learn is missing.
     """
-    tasks = zip(episodes.support_x, episodes.support_y, episodes.query_x, strict=True)
+    tasks = list(episodes.split(1))
     # learn2learn differentiates with torch.autograd.grad, which needs a graph even when no outer gradient is wanted.
     outer = torch.is_grad_enabled()
     with torch.enable_grad():
-        logits = torch.stack([_one_task(inner, *task, steps=steps) for task in tasks], dim=1)
-    return logits if outer else logits.detach()
+        outputs = torch.stack([_one_task(inner, task, steps) for task in tasks], dim=1)
+    return outputs if outer else outputs.detach()
 
 
 def check_supported(inner: InnerLoop) -> None:
@@ -50,8 +49,9 @@ def _unsupported(what: str, valid: str) -> FslError:
     return FslError(f"learn2learn has no {what}", where="hardware.engine=learn2learn", hint=f"use {valid}, or engine=auto")
 
 
-def _one_task(inner: InnerLoop, support_x: Tensor, support_y: Tensor, query_x: Tensor, *, steps: Sequence[int]) -> Tensor:
-    module = inner.module
+def _one_task(inner: InnerLoop, task: Episodes, steps: Sequence[int]) -> Tensor:
+    module, support = inner.module, task.support.map(lambda values: values[0])
+    support_x, query_x = support.x, task.query.x[0]
     if module is inner.net.head:
         body = inner.net.body
         support_x, query_x = body(support_x), inner.query_outputs(body, body, support_x, query_x)
@@ -59,7 +59,7 @@ def _one_task(inner: InnerLoop, support_x: Tensor, support_y: Tensor, query_x: T
     done, found = 0, []
     for after in steps:
         for _ in range(done, after):
-            learner.adapt(F.cross_entropy(learner(support_x), support_y))
+            learner.adapt(task.problem.loss(learner(support_x), support.y, support.mask))
         found.append(inner.query_outputs(learner, learner, support_x, query_x))
         done = after
     return torch.stack(found)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fsl_cli.episodes import Episodes
@@ -17,8 +16,8 @@ from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.update_rules import Parameters, parameters_in
 
 
-class Tasks(ABC):
-    """T tasks, their support losses and their query logits as functions of the adapted parameters.
+class TaskBatch(ABC):
+    """T tasks, their support losses and their query outputs as functions of the adapted parameters.
 
     Parameters are named as in ``inner.module`` and laid out as the engine likes; one value is shared by the tasks or
     has an axis of tasks in front.
@@ -52,15 +51,15 @@ class Tasks(ABC):
 
     @abstractmethod
     def support_loss(self, adapted: Parameters, step: int) -> Tensor:
-        """Mean cross-entropy ``[T]`` of each task's support set before a step."""
+        """Loss ``[T]`` of each task's support set before a step."""
 
     @abstractmethod
-    def query_logits(self, adapted: Parameters, step: int) -> Tensor:
-        """Query logits ``[T, N*Q, N]`` after a step."""
+    def query_outputs(self, adapted: Parameters, step: int) -> Tensor:
+        """Outputs ``[T, B, O]`` of the queries after a step."""
 
     @abstractmethod
     def support_features(self) -> Tensor:
-        """What the body of the net makes of each support set, ``[T, N*K, D]``, differentiable."""
+        """What the body of the net makes of each support set, ``[T, S, D]``, differentiable."""
 
     def adapted(self, state: Parameters, steps: range) -> Parameters:
         """The state of ``inner.rule`` after some more steps."""
@@ -69,34 +68,34 @@ class Tasks(ABC):
         gradient = partial(self.gradient, first_order=inner.first_order)
         return adapt(gradient, inner.rule, state, sizes, steps, checkpoint=inner.checkpoint)
 
-    def logits_after(self, steps: Sequence[int], start: Parameters | None = None) -> Tensor:
-        """Query logits ``[len(steps), T, N*Q, N]`` after each number of steps, ascending; ``start`` replaces `start`."""
+    def outputs_after(self, steps: Sequence[int], start: Parameters | None = None) -> Tensor:
+        """Query outputs ``[len(steps), T, B, O]`` after each number of steps, ascending; ``start`` replaces `start`."""
         state = self.inner.rule.begin(self.start if start is None else start)
         done, found = 0, []
         for after in steps:
             state = self.adapted(state, range(done, after))
-            found.append(self.query_logits(parameters_in(state), max(after - 1, 0)))
+            found.append(self.query_outputs(parameters_in(state), max(after - 1, 0)))
             done = after
         return torch.stack(found)
 
     def rows_of(self, values: Tensor, step: int) -> Tensor:
-        """``values [T, N*K, ...]`` of the support images that a step looks at."""
+        """``values [T, S, ...]`` of the support examples that a step looks at."""
         if self.batches is None:
             return values
         rows = self.batches[:, step % self.batches.shape[1]]
         return values[torch.arange(len(rows), device=rows.device)[:, None], rows]
 
 
-TaskMap = Callable[..., Any]
+MapOverTasks = Callable[..., Any]
 
 
-class MappedTasks(Tasks):
-    """Tasks of any network: what is done for one task, written once and mapped over tasks.
+class MappedTaskBatch(TaskBatch):
+    """TaskBatch of any network: what is done for one task, written once and mapped over tasks.
 
     Args:
-        inner: see `Tasks`.
-        episodes: see `Tasks`.
-        batches: see `Tasks`.
+        inner: see `TaskBatch`.
+        episodes: see `TaskBatch`.
+        batches: see `TaskBatch`.
         task_map: `one_after_the_other` or `all_at_once`.
         gradient_of: how to differentiate, `autograd_gradient` or `functional_gradient`.
     """
@@ -107,12 +106,12 @@ class MappedTasks(Tasks):
         episodes: Episodes,
         batches: Tensor | None = None,
         *,
-        task_map: TaskMap,
+        task_map: MapOverTasks,
         gradient_of: GradientOf,
     ) -> None:
         super().__init__(inner, episodes, batches)
         self._map, self._gradient_of = task_map, gradient_of
-        self._module, self._x, self._query_x = inner.module, episodes.support_x, episodes.query_x
+        self._module, self._x, self._query_x = inner.module, episodes.support.x, episodes.query.x
         if self._module is inner.net.head:  # the features do not change while the head adapts: compute them once
             body = inner.net.body
             queries = partial(inner.query_outputs, body, body)
@@ -129,27 +128,27 @@ class MappedTasks(Tasks):
         return dict(values)
 
     def gradient(self, adapted: Parameters, step: int, *, first_order: bool) -> Parameters:
-        """See `Tasks`."""
+        """See `TaskBatch`."""
         weights = self._weights(step)
 
-        def one(adapted: Parameters, x: Tensor, y: Tensor) -> Parameters:
-            return self._gradient_of(lambda adapted: self._loss(weights | adapted, x, y), adapted, first_order=first_order)
+        def one(adapted: Parameters, *examples: Tensor) -> Parameters:
+            return self._gradient_of(lambda adapted: self._loss(weights | adapted, *examples), adapted, first_order=first_order)
 
-        found: Parameters = self._mapped(one, adapted, self.rows_of(self._x, step), self.rows_of(self.episodes.support_y, step))
+        found: Parameters = self._mapped(one, adapted, *self._examples(step))
         return found
 
     def support_loss(self, adapted: Parameters, step: int) -> Tensor:
-        """See `Tasks`."""
+        """See `TaskBatch`."""
         weights = self._weights(step)
 
-        def one(adapted: Parameters, x: Tensor, y: Tensor) -> Tensor:
-            return self._loss(weights | adapted, x, y)
+        def one(adapted: Parameters, *examples: Tensor) -> Tensor:
+            return self._loss(weights | adapted, *examples)
 
-        found: Tensor = self._mapped(one, adapted, self.rows_of(self._x, step), self.rows_of(self.episodes.support_y, step))
+        found: Tensor = self._mapped(one, adapted, *self._examples(step))
         return found
 
-    def query_logits(self, adapted: Parameters, step: int) -> Tensor:
-        """See `Tasks`."""
+    def query_outputs(self, adapted: Parameters, step: int) -> Tensor:
+        """See `TaskBatch`."""
         weights = self._weights(step)
 
         def one(adapted: Parameters, support_x: Tensor, query_x: Tensor) -> Tensor:
@@ -160,15 +159,21 @@ class MappedTasks(Tasks):
         return found
 
     def support_features(self) -> Tensor:
-        """See `Tasks`."""
-        found: Tensor = self._map(lambda _, x: self.inner.net.body(x), {}, {}, self.episodes.support_x)
+        """See `TaskBatch`."""
+        found: Tensor = self._map(lambda _, x: self.inner.net.body(x), {}, {}, self.episodes.support.x)
         return found
 
     def _weights(self, step: int) -> Parameters:
         return self._parameters | self.inner.local(of_step(self.inner.step_weights, step))
 
-    def _loss(self, weights: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(self._module, weights, x), y)
+    def _examples(self, step: int) -> list[Tensor]:
+        """Inputs, targets and, where there is one, mask of the support examples that a step looks at."""
+        support = self.episodes.support
+        mask = [] if support.mask is None else [support.mask]
+        return [self.rows_of(values, step) for values in (self._x, support.y, *mask)]
+
+    def _loss(self, weights: Parameters, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.episodes.problem.loss(torch.func.functional_call(self._module, weights, x), y, mask)
 
     def _mapped(self, one: Callable[..., Any], adapted: Parameters, *tensors: Tensor) -> Any:
         own = {name: 0 if value.ndim > self._parameters[name].ndim else None for name, value in adapted.items()}
@@ -200,5 +205,5 @@ def all_at_once(one: Callable[..., Any], own: Mapping[str, int | None], adapted:
     return torch.func.vmap(one, in_dims=(own, *[0] * len(tensors)), randomness="different")(adapted, *tensors)
 
 
-loop_tasks = partial(MappedTasks, task_map=one_after_the_other, gradient_of=autograd_gradient)
-vmap_tasks = partial(MappedTasks, task_map=all_at_once, gradient_of=functional_gradient)
+loop_tasks = partial(MappedTaskBatch, task_map=one_after_the_other, gradient_of=autograd_gradient)
+vmap_tasks = partial(MappedTaskBatch, task_map=all_at_once, gradient_of=functional_gradient)

@@ -130,11 +130,11 @@ class Experiment:
 
     def _validate(self) -> dict[str, float]:
         scores = evaluate(self.parts.algorithm, self.validation, self.settings.train.val_episodes, self.parts.hardware)
-        accuracy = t_interval(scores.accuracy)
+        accuracy = t_interval(scores["accuracy"])
         return {
             "val/accuracy": accuracy.mean,
             "val/accuracy_ci95": accuracy.ci95,
-            "val/loss": float(scores.loss.mean()),
+            "val/loss": float(scores["loss"].mean()),
         }
 
     def _save(self, best: bool) -> None:
@@ -200,7 +200,7 @@ def _draw(parts: Parts, sampler: EpisodeSampler, path: Path) -> None:
     parts.algorithm.eval()
     with torch.no_grad(), parts.hardware.autocast():
         logits = parts.algorithm.predict(episodes)
-    support, query = (episodes.support_x[0], episodes.support_y[0]), (episodes.query_x[0], episodes.query_y[0])
+    support, query = ((each.x[0], each.y[0]) for each in (episodes.support, episodes.query))
     draw_episode(support, query, logits[0].argmax(-1), episodes.ways, path)
 
 

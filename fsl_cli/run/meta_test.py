@@ -36,8 +36,8 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
         "iteration": iteration,
         "transductive": parts.algorithm.transductive,
         "task": settings.task.model_dump(),
-        "accuracy": t_interval(scores.accuracy).as_dict(),
-        "loss": t_interval(scores.loss).as_dict(),
+        "accuracy": t_interval(scores["accuracy"]).as_dict(),
+        "loss": t_interval(scores["loss"]).as_dict(),
         **({"curves": curves} if curves else {}),
         "episodes_seed": settings.eval.seed,
         "episodes_digest": sampler.digest(count),
@@ -45,7 +45,7 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
     if not parts.hardware.processes.first:
         return results
     along = {f"accuracy_by_{name}": values for name, values in scores.curves.items()}
-    folder.write_episodes({"accuracy": scores.accuracy, "loss": scores.loss, **along})
+    folder.write_episodes({"accuracy": scores["accuracy"], "loss": scores["loss"], **along})
     folder.write_json(folder.results, results)
     if curves:
         draw_curves(curves, folder.curves)
@@ -66,7 +66,7 @@ def _curves(scores: EpisodeScores, parts: Parts) -> dict[str, list[dict[str, Any
 
 def result_line(scores: EpisodeScores) -> str:
     """The final line of a run: n, mean accuracy, half width of the 95% interval and its definition."""
-    accuracy = t_interval(scores.accuracy)
+    accuracy = t_interval(scores["accuracy"])
     mean, half = 100 * accuracy.mean, 100 * accuracy.ci95
     return f"test  {accuracy.n} episodes  accuracy {mean:.2f} ± {half:.2f} % (95% CI, {accuracy.method})"
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.compute import hardware
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import EpisodeSampler, Task
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes.sampler import task_problems
 from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build

@@ -1,32 +1,32 @@
-"""Per-episode measures: plain functions of logits and labels."""
+"""Scores of class predictions for each episode: plain functions of logits and labels."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of correct queries in each episode.
-
-    Args:
-        logits: ``[T, N*Q, N]``.
-        labels: int64 ``[T, N*Q]``.
-
-    Returns:
-        ``[T]`` in 0..1, of the type of the logits.
-    """
-    return (logits.argmax(-1) == labels).to(logits.dtype).mean(-1)
+from fsl_cli.statistics.scores import mean_over_rows
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the queries of each episode, in nats.
+def accuracy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Fraction of correct predictions in each episode.
 
     Args:
-        logits: ``[T, N*Q, N]``.
-        labels: int64 ``[T, N*Q]``.
+        logits: ``[..., B, N]``.
+        labels: int64 ``[..., B]``.
+        mask: bool ``[..., B]``, the rows that count; None: all.
 
     Returns:
-        float ``[T]``.
+        ``[...]`` in 0..1, of the type of the logits.
     """
-    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(-1)
+    return mean_over_rows((logits.argmax(-1) == labels).to(logits.dtype), mask)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of each episode, in nats. Arguments as in `accuracy`.
+
+    Returns:
+        float ``[...]``.
+    """
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return mean_over_rows(losses.view(labels.shape), mask)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import TinyNet, random_episodes
+from problems import TinyNet, changed, random_episodes
 from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
 from torch import nn
 
@@ -51,10 +51,6 @@ def learner(name: str, **options) -> EmbeddingLearner:
     return METHODS[name](MLP(SHAPE, widths=[32]), 32, SHAPE, train_ways=None, **options)
 
 
-def changed(episodes: Episodes, **changes: torch.Tensor) -> Episodes:
-    return Episodes(**{**vars(episodes), **changes})
-
-
 # --- gradients and normalisation
 
 
@@ -94,7 +90,7 @@ def test_the_loss_is_of_each_episode_by_itself_whatever_the_chunk(name):
 def test_logits_of_training_are_the_transductive_predictions(name):
     algorithm, episodes = tiny(name), random_episodes(shots=2)
     transductive = tiny(name, batch_norm="transductive")
-    torch.testing.assert_close(algorithm.loss(episodes).logits, transductive.predict(episodes), **EXACT)
+    torch.testing.assert_close(algorithm.loss(episodes).outputs, transductive.predict(episodes), **EXACT)
 
 
 @EVERY
@@ -105,7 +101,7 @@ def test_predict_changes_nothing_and_only_transductive_ones_look_at_other_querie
     logits = algorithm.predict(episodes)
     assert not logits.requires_grad
     assert is_same(everything(algorithm), before)
-    fewer = algorithm.predict(changed(episodes, query_x=episodes.query_x[:, 3:5], query_y=episodes.query_y[:, 3:5]))
+    fewer = algorithm.predict(changed(episodes, query_x=episodes.query.x[:, 3:5], query_y=episodes.query.y[:, 3:5]))
     assert torch.allclose(fewer, logits[:, 3:5], **EXACT) is not algorithm.transductive
     assert algorithm.transductive is (batch_norm == "transductive")
 
@@ -116,8 +112,8 @@ def test_embedding_each_image_once_gives_the_same_predictions(name):
     assert algorithm.embeds is (name != "matchingnet_fce")
     assert not tiny(name, batch_norm="transductive").embeds
     if algorithm.embeds:
-        support, query = (torch.stack([algorithm.embed(x) for x in each]) for each in (episodes.support_x, episodes.query_x))
-        logits = algorithm.classify(support, episodes.support_y, query, episodes.ways)
+        support, query = (torch.stack([algorithm.embed(x) for x in each]) for each in (episodes.support.x, episodes.query.x))
+        logits = algorithm.classify(episodes.with_embeddings(support, query))
         torch.testing.assert_close(logits.detach(), algorithm.predict(episodes), **EXACT)
 
 
@@ -127,10 +123,10 @@ def test_labels_and_not_positions_say_what_a_support_image_is(name):
     algorithm, episodes = tiny(name), random_episodes(ways=3, shots=1)
     logits = algorithm.predict(episodes)
     order, names = [2, 0, 1], torch.tensor([1, 2, 0])
-    reordered = changed(episodes, support_x=episodes.support_x[:, order], support_y=episodes.support_y[:, order])
+    reordered = changed(episodes, support_x=episodes.support.x[:, order], support_y=episodes.support.y[:, order])
     if name != "matchingnet_fce":  # its LSTM reads them in order
         torch.testing.assert_close(algorithm.predict(reordered), logits, **EXACT)
-    renamed = changed(episodes, support_y=names[episodes.support_y])
+    renamed = changed(episodes, support_y=names[episodes.support.y])
     torch.testing.assert_close(algorithm.predict(renamed)[..., names], logits, **EXACT)
 
 
@@ -175,7 +171,7 @@ def test_a_copy_trained_with_shuffled_labels_learns_nothing(name):
     loss = algorithm.loss
 
     def broken(episodes: Episodes):
-        support_y, query_y = (labels[:, torch.randperm(labels.shape[1])] for labels in (episodes.support_y, episodes.query_y))
+        support_y, query_y = (labels[:, torch.randperm(labels.shape[1])] for labels in (episodes.support.y, episodes.query.y))
         return loss(changed(episodes, support_y=support_y, query_y=query_y))
 
     algorithm.loss = broken

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import striped_classes
+from problems import of_embeddings, striped_classes
 from small_training import CPU, everything, is_same, train_settings
 
 from fsl_cli.algos import maml
@@ -121,7 +121,7 @@ def test_evaluates_the_same_twice_and_changes_nothing(name, option, ways, shots)
     one, other = (evaluate(algorithm, sampler, 10, CPU, curves=True) for _ in range(2))
     assert is_same(vars(one), vars(other))
     without = evaluate(algorithm, sampler, 10, CPU)
-    assert is_same([one.accuracy, one.loss], [without.accuracy, without.loss])
+    assert is_same([one["accuracy"], one["loss"]], [without["accuracy"], without["loss"]])
     assert is_same(everything(algorithm), before)
 
 
@@ -150,8 +150,8 @@ def test_predictions_do_not_depend_on_the_chunk_and_only_transductive_ones_on_th
         logits = algorithm.predict(episodes)
         parts = torch.cat([algorithm.predict(part) for part in episodes.split(3)])
         fewer = copy.copy(episodes)
-        object.__setattr__(fewer, "query_x", episodes.query_x[:, 2:7])
-        object.__setattr__(fewer, "query_y", episodes.query_y[:, 2:7])
+        object.__setattr__(fewer.query, "x", episodes.query.x[:, 2:7])
+        object.__setattr__(fewer, "query_y", episodes.query.y[:, 2:7])
         alone = algorithm.predict(fewer)
     torch.testing.assert_close(parts, logits, rtol=1e-3, atol=1e-4)
     assert torch.allclose(alone, logits[:, 2:7], rtol=1e-3, atol=1e-4) is not algorithm.transductive
@@ -206,9 +206,9 @@ def test_what_is_computed_from_embeddings_is_computed_in_full_precision(name, op
     generator = torch.Generator().manual_seed(0)
     support, query = (torch.randn(2, rows, 8, generator=generator).bfloat16() for rows in (2 * WAYS, 5))
     labels = torch.arange(WAYS).repeat(2, 2)
-    exact = algorithm.classify(support.float(), labels, query.float(), WAYS)
+    exact = algorithm.classify(of_embeddings(support.float(), labels, query.float(), WAYS))
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = algorithm.classify(support, labels, query, WAYS)
+        mixed = algorithm.classify(of_embeddings(support, labels, query, WAYS))
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, exact)
 
@@ -224,9 +224,9 @@ def test_the_accuracy_is_that_of_the_last_of_a_list_of_step_counts(name):
     sampler = EpisodeSampler(CLASSES, "test", Task(WAYS, 2, 4), 0)
     along, alone = (evaluate(algorithm, sampler, 20, CPU, curves=curves) for curves in (True, False))
     (curve,) = along.curves.values()
-    assert is_same(along.loss, alone.loss)
-    assert is_same(along.accuracy, curve[:, -1].copy())
-    assert not is_same(along.accuracy, curve[:, 0].copy())
+    assert is_same(along["loss"], alone["loss"])
+    assert is_same(along["accuracy"], curve[:, -1].copy())
+    assert not is_same(along["accuracy"], curve[:, 0].copy())
 
 
 # An option, and what else is set, with it and without: further steps of Adam magnify rounding errors of zeros.

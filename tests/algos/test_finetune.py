@@ -37,7 +37,7 @@ def test_predict_is_torchs_sgd_on_a_copy_of_the_network(batch_norm, engine):
     algorithm, episodes = finetune(test_inner_steps=4, inner_lr=0.3, batch_norm=batch_norm, engine=engine), random_episodes()
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
-        support, labels, query = episodes.support_x[task], episodes.support_y[task], episodes.query_x[task]
+        support, labels, query = episodes.support.x[task], episodes.support.y[task], episodes.query.x[task]
         net, head = copy.deepcopy(algorithm.backbone), nn.Linear(4, 3).double()
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from fsl_cli.algos.imaml import IMAML
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
-from fsl_cli.inner.tasks import Tasks
+from fsl_cli.episodes import Episodes, EpisodeSampler, Examples, Task
+from fsl_cli.inner.tasks import TaskBatch
 from fsl_cli.inner.update_rules import Parameters, parameters_in
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -43,8 +43,8 @@ def learner(kind: type[IMAML] = IMAML, **options) -> IMAML:
 
 
 def some_queries(episodes: Episodes, queries: slice) -> Episodes:
-    query_x, query_y = episodes.query_x[:, queries], episodes.query_y[:, queries]
-    return Episodes(episodes.support_x, episodes.support_y, query_x, query_y, episodes.ways)
+    query_x, query_y = episodes.query.x[:, queries], episodes.query.y[:, queries]
+    return Episodes(episodes.support, Examples(query_x, query_y), episodes.problem)
 
 
 def loss_and_gradients(algorithm: IMAML, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
@@ -72,19 +72,19 @@ def test_inner_steps_are_those_of_torch_on_the_proximal_problem(engine, optimize
         for _ in range(3):
             steps.zero_grad()
             away = sum((each - start).square().sum() for each, start in zip(net.parameters(), centre, strict=True))
-            (cross_entropy(net(episodes.support_x[task]), episodes.support_y[task]) + LAMBDA / 2 * away).backward()
+            (cross_entropy(net(episodes.support.x[task]), episodes.support.y[task]) + LAMBDA / 2 * away).backward()
             if optimizer == "adam" and engine != "loop":  # it would scale the rounding errors of a zero up to a step
                 for each in net.parameters():
                     each.grad[each.grad.abs() < 1e-14] = 0
             steps.step()
-        expected = net(episodes.query_x[task]).detach()
+        expected = net(episodes.query.x[task]).detach()
         torch.testing.assert_close(logits[task], expected, rtol=1e-7, atol=1e-9)
-        losses.append(cross_entropy(expected, episodes.query_y[task]))
+        losses.append(cross_entropy(expected, episodes.query.y[task]))
     torch.testing.assert_close(algorithm.loss(episodes).loss.detach(), sum(losses) / 3, rtol=1e-7, atol=1e-9)
 
 
-class Quadratic(Tasks):
-    """Tasks with the support loss ``phi' A phi / 2 - b' phi``, whose inner problem has a solution in closed form."""
+class Quadratic(TaskBatch):
+    """TaskBatch with the support loss ``phi' A phi / 2 - b' phi``, whose inner problem has a solution in closed form."""
 
     def __init__(self, algorithm: IMAML, a: Tensor, b: Tensor, theta: Tensor) -> None:
         super().__init__(algorithm.inner_loop(3), random_episodes())
@@ -100,7 +100,7 @@ class Quadratic(Tasks):
     def support_loss(self, adapted, step):
         raise AssertionError
 
-    query_logits = support_features = support_loss
+    query_outputs = support_features = support_loss
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
@@ -141,8 +141,8 @@ def test_conjugate_gradient_solves_with_the_hessian_of_each_task(engine, damping
     solutions = []
     for task in range(len(episodes)):
         flat = torch.cat([phi[name][task].detach().flatten() for name in shapes])
-        hessian = torch.func.hessian(loss_of)(flat, episodes.support_x[task], episodes.support_y[task])
-        outer = torch.func.grad(loss_of)(flat, episodes.query_x[task], episodes.query_y[task])
+        hessian = torch.func.hessian(loss_of)(flat, episodes.support.x[task], episodes.support.y[task])
+        outer = torch.func.grad(loss_of)(flat, episodes.query.x[task], episodes.query.y[task])
         matrix = (1 + damping) * torch.eye(len(flat)).double() + hessian / LAMBDA
         assert torch.linalg.eigvalsh(matrix).min() > 0
         solutions.append(torch.linalg.solve(matrix, outer))
@@ -191,7 +191,7 @@ def test_a_large_lambda_leaves_theta_where_it_is_and_the_gradient_is_that_of_the
     algorithm, episodes = imaml(regularization=1e8, inner_lr=5e-9), random_episodes()
     _, gradients = loss_and_gradients(algorithm, episodes)
     net = algorithm.net
-    losses = [cross_entropy(net(x), y) for x, y in zip(episodes.query_x, episodes.query_y, strict=True)]
+    losses = [cross_entropy(net(x), y) for x, y in zip(episodes.query.x, episodes.query.y, strict=True)]
     expected = torch.autograd.grad(sum(losses) / 3, list(net.parameters()))
     for each, value in zip(gradients.values(), expected, strict=True):
         torch.testing.assert_close(each, value, rtol=1e-5, atol=1e-7)
@@ -241,7 +241,7 @@ def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
 
 
 def test_accuracy_is_reported_after_each_number_of_steps(trained):
-    along = trained.predict_along(TEST.batch(0, 40))[1]["inner_steps"]
+    along = trained.score(TEST.batch(0, 40), curves=True)["inner_steps"]
     assert trained.curve_points(TASK) == {"inner_steps": [0, 2, 4]}
     assert along.shape == (40, 3)
     assert along[:, 0].mean() < 0.3  # nothing has been said about the labels
@@ -260,8 +260,8 @@ class ShuffledSupport(IMAML):
     """A broken copy: support labels say nothing about the queries."""
 
     def loss(self, episodes: Episodes):
-        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support_y])
-        return super().loss(Episodes(episodes.support_x, shuffled, episodes.query_x, episodes.query_y, episodes.ways))
+        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])
+        return super().loss(Episodes(Examples(episodes.support.x, shuffled), episodes.query, episodes.problem))
 
 
 @pytest.mark.parametrize("kind", [WrongSign, ShuffledSupport])

@@ -139,11 +139,11 @@ def test_sigma_is_learned_with_the_gradient_of_the_query_loss_alone():
     step.loss.backward()
     support, query = (each.detach() for each in imp.embed_episodes(episodes))
     sigma = imp.log_sigma.detach().exp()
-    mixture = infer_clusters(support, episodes.support_y, 3, sigma, 0.9)
+    mixture = infer_clusters(support, episodes.support.y, 3, sigma, 0.9)
 
     def loss(log_sigma: float) -> float:
         logits = class_log_likelihoods(query, mixture, 3, torch.tensor(math.exp(log_sigma), dtype=torch.float64))
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query_y.flatten()).item()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query.y.flatten()).item()
 
     middle = math.log(sigma.item())
     assert imp.log_sigma.grad.item() == pytest.approx((loss(middle + 1e-6) - loss(middle - 1e-6)) / 2e-6, rel=1e-4)

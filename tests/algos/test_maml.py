@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from fsl_cli.algos.maml import MAML
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Examples, Task
 from fsl_cli.errors import FslError
 from fsl_cli.inner.inner_loop import Classifier
 
@@ -50,8 +50,8 @@ def learner(kind: type[MAML] = MAML, widths=(32,), **options) -> MAML:
 
 
 def select(episodes: Episodes, queries) -> Episodes:
-    query_x, query_y = episodes.query_x[:, queries], episodes.query_y[:, queries]
-    return Episodes(episodes.support_x, episodes.support_y, query_x, query_y, episodes.ways)
+    query_x, query_y = episodes.query.x[:, queries], episodes.query.y[:, queries]
+    return Episodes(episodes.support, Examples(query_x, query_y), episodes.problem)
 
 
 def adapted_by_sgd(algorithm: MAML, episodes: Episodes, task: int, steps: int) -> Classifier:
@@ -61,7 +61,7 @@ def adapted_by_sgd(algorithm: MAML, episodes: Episodes, task: int, steps: int) -
     optimizer = torch.optim.SGD(part.parameters(), lr=ALPHA)
     for _ in range(steps):
         optimizer.zero_grad()
-        cross_entropy(net(episodes.support_x[task]), episodes.support_y[task]).backward()
+        cross_entropy(net(episodes.support.x[task]), episodes.support.y[task]).backward()
         optimizer.step()
     net.zero_grad()
     return net
@@ -83,9 +83,9 @@ def test_the_inner_loop_is_sgd_on_the_part_that_is_adapted(engine, adapt):
         net = adapted_by_sgd(algorithm, episodes, task, steps=2)
         moved = {key for key, value in net.state_dict().items() if not torch.equal(value, algorithm.net.state_dict()[key])}
         assert {key.split(".")[0] for key in moved} == {"all": {"head", "body"}, "head": {"head"}, "body": {"body"}}[adapt]
-        expected = net(episodes.query_x[task]).detach()
+        expected = net(episodes.query.x[task]).detach()
         torch.testing.assert_close(logits[task], expected, **EXACT)
-        losses.append(cross_entropy(expected, episodes.query_y[task]))
+        losses.append(cross_entropy(expected, episodes.query.y[task]))
     torch.testing.assert_close(loss.detach(), sum(losses) / len(losses), **EXACT)
 
 
@@ -95,9 +95,9 @@ def test_inductive_queries_are_normalised_by_the_support_set(adapt):
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
         net = adapted_by_sgd(algorithm, episodes, task, steps=1)
-        norm, support = net.body.norm, net.body.conv(episodes.support_x[task])
+        norm, support = net.body.norm, net.body.conv(episodes.support.x[task])
         mean, variance = support.mean((0, 2, 3), keepdim=True), support.var((0, 2, 3), correction=0, keepdim=True)
-        for query, image in enumerate(episodes.query_x[task]):  # one alone
+        for query, image in enumerate(episodes.query.x[task]):  # one alone
             scaled = (net.body.conv(image[None]) - mean) / (variance + norm.eps).sqrt()
             features = torch.tanh(scaled * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)).mean((-2, -1))
             torch.testing.assert_close(logits[task, query], net.head(features)[0].detach(), **EXACT)
@@ -107,11 +107,11 @@ def test_steps_of_training_and_of_the_test():
     episodes = random_episodes()
     one, three = maml(inner_steps=1), maml(inner_steps=3)
     both = maml(inner_steps=1, test_inner_steps=3)
-    torch.testing.assert_close(both.loss(episodes).logits, one.loss(episodes).logits, **EXACT)
+    torch.testing.assert_close(both.loss(episodes).outputs, one.loss(episodes).outputs, **EXACT)
     torch.testing.assert_close(both.predict(episodes), three.predict(episodes), **EXACT)
-    torch.testing.assert_close(one.predict(episodes), one.loss(episodes).logits, **EXACT)
+    torch.testing.assert_close(one.predict(episodes), one.loss(episodes).outputs, **EXACT)
     assert not torch.allclose(one.predict(episodes), three.predict(episodes))
-    unadapted = torch.stack([both.net(x).detach() for x in episodes.query_x])
+    unadapted = torch.stack([both.net(x).detach() for x in episodes.query.x])
     torch.testing.assert_close(maml(test_inner_steps=0).predict(episodes), unadapted, **EXACT)
 
 
@@ -125,7 +125,7 @@ def test_a_fresh_initialisation_adapts(variant):
 
 def test_more_inner_steps_lower_the_support_loss():
     episodes = random_episodes()
-    episodes = Episodes(episodes.support_x, episodes.support_y, episodes.support_x, episodes.support_y, 3)
+    episodes = Episodes(episodes.support, episodes.support, Classification(3))
     losses = [maml(inner_steps=steps).loss(episodes).loss.item() for steps in (1, 3, 10, 30)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.1
@@ -142,7 +142,7 @@ def test_first_order_gradient_is_that_of_the_query_loss_at_the_adapted_parameter
     algorithm, episodes = maml(engine=engine, adapt=adapt, inner_steps=steps, first_order=True), random_episodes()
     algorithm.loss(episodes).loss.backward()
     nets = [adapted_by_sgd(algorithm, episodes, task, steps) for task in range(len(episodes))]
-    for net, query_x, query_y in zip(nets, episodes.query_x, episodes.query_y, strict=True):
+    for net, query_x, query_y in zip(nets, episodes.query.x, episodes.query.y, strict=True):
         cross_entropy(net(query_x), query_y).backward()
     for name, parameter in algorithm.net.named_parameters():
         mean = sum(dict(net.named_parameters())[name].grad for net in nets) / len(nets)
@@ -160,8 +160,8 @@ def test_gradient_of_a_step_size_is_minus_the_product_of_the_two_gradients(engin
     for task in range(len(episodes)):
         net, after = copy.deepcopy(algorithm.net), adapted_by_sgd(algorithm, episodes, task, steps=1)
         net.zero_grad()
-        cross_entropy(net(episodes.support_x[task]), episodes.support_y[task]).backward()
-        cross_entropy(after(episodes.query_x[task]), episodes.query_y[task]).backward()
+        cross_entropy(net(episodes.support.x[task]), episodes.support.y[task]).backward()
+        cross_entropy(after(episodes.query.x[task]), episodes.query.y[task]).backward()
         for name, at, there in zip(names, net.parameters(), after.parameters(), strict=True):
             expected[name] = expected[name] - at.grad * there.grad / len(episodes)
     for name, alpha in zip(names, algorithm.step_sizes.values, strict=True):
@@ -203,7 +203,7 @@ def test_loss_is_the_mean_of_the_episodes_whatever_the_chunk(variant):
 
 
 def test_logits_of_a_step_carry_no_graph():
-    assert not maml().loss(random_episodes()).logits.requires_grad
+    assert not maml().loss(random_episodes()).outputs.requires_grad
 
 
 # --- prediction
@@ -260,7 +260,7 @@ def test_a_fresh_initialisation_is_blind_to_the_order_of_the_labels():
     torch.manual_seed(0)
     algorithm = MAML(TinyNet(), 4, 3, inner_steps=2).double()
     episodes, renamed = random_episodes(), torch.tensor([2, 0, 1])
-    other = Episodes(episodes.support_x, renamed[episodes.support_y], episodes.query_x, episodes.query_y, 3)
+    other = Episodes(Examples(episodes.support.x, renamed[episodes.support.y]), episodes.query, Classification(3))
     torch.testing.assert_close(algorithm.predict(other)[..., renamed], algorithm.predict(episodes), **EXACT)
     assert algorithm.predict(episodes).std() > 1e-3
 
@@ -370,8 +370,8 @@ class ShuffledSupport(MAML):
     """A broken MAML: support labels say nothing about the queries."""
 
     def loss(self, episodes: Episodes):
-        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support_y])
-        return super().loss(Episodes(episodes.support_x, shuffled, episodes.query_x, episodes.query_y, episodes.ways))
+        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])
+        return super().loss(Episodes(Examples(episodes.support.x, shuffled), episodes.query, episodes.problem))
 
 
 @pytest.mark.parametrize(("options", "iterations"), [({}, 100), *LEARNING.values()], ids=["maml", *LEARNING])
@@ -386,9 +386,9 @@ def test_a_trained_network_is_at_chance_when_query_labels_are_shuffled(trained):
         def batch(self, first: int, count: int) -> Episodes:
             episodes = super().batch(first, count)
             generator = torch.Generator().manual_seed(first)
-            order = torch.stack([torch.randperm(episodes.query_y.shape[1], generator=generator) for _ in range(count)])
-            labels = episodes.query_y.gather(1, order)
-            return Episodes(episodes.support_x, episodes.support_y, episodes.query_x, labels, episodes.ways)
+            order = torch.stack([torch.randperm(episodes.query.y.shape[1], generator=generator) for _ in range(count)])
+            labels = episodes.query.y.gather(1, order)
+            return Episodes(episodes.support, Examples(episodes.query.x, labels), episodes.problem)
 
     assert is_at_chance(trained, Shuffled(faint_patterns(seed=1), "test", TASK, 0))
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
-from problems import TinyNet, random_episodes
+from problems import TinyNet, changed, random_episodes
 from small_training import accuracy, faint_patterns, is_at_chance, noise_classes, train
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -16,7 +15,7 @@ from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.mamlpp import MAMLPlusPlus, importance_of_steps
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Episodes, EpisodeSampler, Examples, Task
 from fsl_cli.errors import FslError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -56,11 +55,11 @@ def slow_losses(algorithm: MAMLPlusPlus, task: int) -> list[torch.Tensor]:
             own = algorithm.batch_norms.steps[step][0]
             net.body.norm.weight.data, net.body.norm.bias.data = own.weight.data, own.bias.data
         net.zero_grad()
-        cross_entropy(net(EPISODES.support_x[task]), EPISODES.support_y[task]).backward()
+        cross_entropy(net(EPISODES.support.x[task]), EPISODES.support.y[task]).backward()
         with torch.no_grad():
             for (_, parameter), alpha in zip(adapted.items(), algorithm.step_sizes.values, strict=True):
                 parameter -= alpha[step] * parameter.grad
-            losses.append(cross_entropy(net(EPISODES.query_x[task]), EPISODES.query_y[task]))
+            losses.append(cross_entropy(net(EPISODES.query.x[task]), EPISODES.query.y[task]))
     return losses
 
 
@@ -172,11 +171,11 @@ def slow_pass(algorithm: MAMLPlusPlus, norms: list[nn.BatchNorm2d], episodes: Ep
     adapted = [p for p in net.parameters() if p.requires_grad]
     for step, norm in enumerate(norms):
         net.body.norm, step = norm, min(step, algorithm.inner_steps - 1)
-        gradients = torch.autograd.grad(cross_entropy(net(episodes.support_x[task]), episodes.support_y[task]), adapted)
+        gradients = torch.autograd.grad(cross_entropy(net(episodes.support.x[task]), episodes.support.y[task]), adapted)
         with torch.no_grad():
             for parameter, gradient, alpha in zip(adapted, gradients, algorithm.step_sizes.values, strict=True):
                 parameter -= alpha[step] * gradient
-            logits = net(episodes.query_x[task])
+            logits = net(episodes.query.x[task])
     return logits
 
 
@@ -192,7 +191,7 @@ def test_running_averages_of_every_step_are_those_of_a_layer_of_torch_for_each_s
     assert not torch.allclose(norms[0].running_var, norms[1].running_var)
     with torch.no_grad():
         found = algorithm.predict(EPISODES)
-        one = algorithm.predict(replace(EPISODES, query_x=EPISODES.query_x[:, :1], query_y=EPISODES.query_y[:, :1]))
+        one = algorithm.predict(changed(EPISODES, query_x=EPISODES.query.x[:, :1], query_y=EPISODES.query.y[:, :1]))
     for task in range(len(EPISODES)):
         expected = slow_pass(algorithm, [norm.eval() for norm in norms], EPISODES, task)
         torch.testing.assert_close(found[task], expected, **EXACT)
@@ -206,12 +205,12 @@ def test_running_averages_serve_other_numbers_of_steps(engine):
     norms = [norm.eval() for norm in slow_averages(algorithm, EPISODES)]
     algorithm.loss(EPISODES)
     with torch.no_grad():
-        none, more = algorithm.logits_after(EPISODES, [0, 5])
+        none, more = algorithm.outputs_after(EPISODES, [0, 5])
     for task in range(len(EPISODES)):
         torch.testing.assert_close(more[task], slow_pass(algorithm, [*norms, norms[-1], norms[-1]], EPISODES, task), **EXACT)
         net = copy.deepcopy(algorithm.net)
         net.body.norm = norms[0]
-        torch.testing.assert_close(none[task], net(EPISODES.query_x[task]).detach(), **EXACT)
+        torch.testing.assert_close(none[task], net(EPISODES.query.x[task]).detach(), **EXACT)
 
 
 def test_training_with_running_averages_is_transductive_training():
@@ -272,8 +271,8 @@ class ShuffledSupport(MAMLPlusPlus):
     """A broken MAML++: support labels say nothing about the queries."""
 
     def loss(self, episodes: Episodes):
-        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support_y])
-        return super().loss(Episodes(episodes.support_x, shuffled, episodes.query_x, episodes.query_y, episodes.ways))
+        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])
+        return super().loss(Episodes(Examples(episodes.support.x, shuffled), episodes.query, episodes.problem))
 
 
 def test_a_broken_copy_learns_nothing():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import sequences
 import torch
-from problems import random_episodes
+from problems import changed, random_episodes
 from sequences import EXACT, normal, sampler
 from small_training import CPU, accuracy
 
@@ -130,13 +130,13 @@ def test_the_curve_takes_the_first_images_of_each_class_in_random_order():
     seen = []
     algorithm.follow = lambda images: seen.append(images) or torch.zeros(*images.labels.shape, 3)
     batch = sampler(task).batch(0, 4)
-    assert algorithm.predict_along(batch)[1]["instance"].shape == (4, 10)
+    assert algorithm.score(batch, curves=True)["instance"].shape == (4, 10)
     for label in range(3):
         assert (seen[0].labels == label).sum(1).tolist() == [10] * 4
     assert len({tuple(row) for row in seen[0].labels.tolist()}) == 4
-    changed = replace(batch, query_x=batch.query_x.clone())
-    changed.query_x.view(4, 3, 10, 2, 4, 4)[:, :, 8:] = 0  # the 11th and 12th image of a class
-    algorithm.predict_along(changed)
+    other = changed(batch, query_x=batch.query.x.clone())
+    other.query.x.view(4, 3, 10, 2, 4, 4)[:, :, 8:] = 0  # the 11th and 12th image of a class
+    algorithm.score(other, curves=True)
     assert torch.equal(seen[0].features, seen[1].features)
 
 

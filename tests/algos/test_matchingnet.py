@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from problems import TinyNet, random_episodes
+from problems import TinyNet, of_embeddings, random_episodes
 from torch import nn
 
 from fsl_cli.algos.matchingnet import FullContext, MatchingNet, class_log_sums
@@ -33,7 +34,7 @@ def embedded(algorithm: MatchingNet, images: torch.Tensor) -> torch.Tensor:
 
 def episodes_with_seeds(**shape: int) -> Episodes:
     episodes = random_episodes(**shape)
-    return Episodes(**{**vars(episodes), "seeds": torch.tensor([3, 14, 15])})
+    return replace(episodes, seeds=torch.tensor([3, 14, 15]))
 
 
 def class_attention(query: torch.Tensor, support: torch.Tensor, labels: list[int], ways: int, scale: float) -> list[float]:
@@ -53,7 +54,7 @@ def class_attention(query: torch.Tensor, support: torch.Tensor, labels: list[int
 def test_logits_are_the_log_of_the_attention_a_class_gets(scale):
     algorithm = matchingnet(scale=scale)
     support, query, labels = normal(2, 5, 4), normal(2, 3, 4), torch.tensor([[2, 0, 1, 1, 0], [0, 1, 2, 2, 2]])
-    logits = algorithm.classify(support, labels, query, 3).detach()
+    logits = algorithm.classify(of_embeddings(support, labels, query, 3)).detach()
     for task in range(2):
         for row in range(3):
             expected = class_attention(query[task, row], support[task], labels[task].tolist(), 3, scale)
@@ -65,7 +66,7 @@ def test_predictions_are_of_the_embedded_images():
     algorithm, episodes = matchingnet(scale=3.0), random_episodes(ways=3, shots=2)
     logits = algorithm.predict(episodes)
     for task in range(3):
-        support, query = embedded(algorithm, episodes.support_x[task]), embedded(algorithm, episodes.query_x[task])
+        support, query = embedded(algorithm, episodes.support.x[task]), embedded(algorithm, episodes.query.x[task])
         for row in range(6):
             expected = class_attention(query[row], support, [0, 0, 1, 1, 2, 2], 3, 3.0)
             assert logits[task, row].exp().tolist() == pytest.approx(expected, rel=1e-6)
@@ -81,7 +82,7 @@ def test_log_sums_do_not_underflow():
 def test_the_loss_is_minus_the_log_of_the_attention_of_the_right_class(fce):
     algorithm, episodes = matchingnet(fce=fce), episodes_with_seeds()
     step = algorithm.loss(episodes)
-    right = step.logits.gather(2, episodes.query_y.unsqueeze(-1))
+    right = step.outputs.gather(2, episodes.query.y.unsqueeze(-1))
     assert step.loss.item() == pytest.approx(-right.mean().item())
     assert step.metrics["scale"].item() == pytest.approx(10)
 
@@ -158,12 +159,12 @@ def test_predictions_in_context_are_attention_of_f_to_g_in_the_order_of_the_seed
     algorithm, episodes = matchingnet(fce=True), episodes_with_seeds(shots=2)
     logits = algorithm.predict(episodes)
     for task in range(3):
-        support = embedded(algorithm, episodes.support_x[task])[None]
-        query = embedded(algorithm, episodes.query_x[task])[None]
+        support = embedded(algorithm, episodes.support.x[task])[None]
+        query = embedded(algorithm, episodes.query.x[task])[None]
         order = permutations(episodes.seeds[task : task + 1], 6, "order of the support set")
         g, f = (each.detach() for each in algorithm.context(support, query, order))
         for row in range(6):
             expected = class_attention(f[0, row], g[0], [0, 0, 1, 1, 2, 2], 3, 10.0)
             assert logits[task, row].exp().tolist() == pytest.approx(expected, rel=1e-6)
-    other = Episodes(**{**vars(episodes), "seeds": episodes.seeds + 1})
+    other = replace(episodes, seeds=episodes.seeds + 1)
     assert not torch.allclose(algorithm.predict(other), logits)

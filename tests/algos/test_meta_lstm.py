@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 
 import pytest
 import torch
-from problems import TinyNet, random_episodes
+from problems import TinyNet, changed, random_episodes
 from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -126,13 +125,13 @@ def slow_logits(algorithm: MetaLSTM, episodes: Episodes, task: int, steps: int) 
     net, found, losses = copy.deepcopy(algorithm.net), [], []
     start = torch.cat([each.detach().flatten() for each in net.parameters()])
     for _ in range(steps):
-        loss = cross_entropy(net(episodes.support_x[task]), episodes.support_y[task])
+        loss = cross_entropy(net(episodes.support.x[task]), episodes.support.y[task])
         found.append(torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(net.parameters()))]))
         losses.append(loss.detach())
         history = torch.stack(found, dim=1).tolist()
         ends = [slow_steps(algorithm.meta_learner, g, losses, c)[0] for g, c in zip(history, start.tolist(), strict=True)]
         nn.utils.vector_to_parameters(torch.tensor(ends, dtype=torch.float64), net.parameters())
-    return net(episodes.query_x[task]).detach(), found, losses
+    return net(episodes.query.x[task]).detach(), found, losses
 
 
 @pytest.mark.parametrize("hidden_size", [0, 2])
@@ -144,16 +143,16 @@ def test_the_whole_is_the_slow_way(engine, hidden_size):
     curve, losses = [], []
     for steps in (0, 1, 3):
         logits = torch.stack([slow_logits(algorithm, episodes, task, steps)[0] for task in range(2)])
-        curve.append((logits.argmax(-1) == episodes.query_y).double().mean(1))
+        curve.append((logits.argmax(-1) == episodes.query.y).double().mean(1))
     step = algorithm.loss(episodes)
-    for each, labels in zip(logits, episodes.query_y, strict=True):
+    for each, labels in zip(logits, episodes.query.y, strict=True):
         losses.append(cross_entropy(each, labels))
     torch.testing.assert_close(algorithm.predict(episodes), logits, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(step.logits, logits, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(step.outputs, logits, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(step.loss.detach(), sum(losses) / 2, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(algorithm.predict_along(episodes)[1]["inner_steps"], torch.stack(curve, dim=1), **EXACT)
+    torch.testing.assert_close(algorithm.score(episodes, curves=True)["inner_steps"], torch.stack(curve, dim=1), **EXACT)
     assert algorithm.curve_points(TASK) == {"inner_steps": [0, 1, 3]}
-    assert not step.logits.requires_grad
+    assert not step.outputs.requires_grad
 
 
 @pytest.mark.parametrize("hidden_size", [0, 2])
@@ -195,7 +194,7 @@ def test_other_ways_start_from_the_mean_row_of_the_head(ways):
 
 def test_an_inductive_query_is_alone():
     episodes = random_episodes(queries=4)
-    fewer = dataclasses.replace(episodes, query_x=episodes.query_x[:, 3:5], query_y=episodes.query_y[:, 3:5])
+    fewer = changed(episodes, query_x=episodes.query.x[:, 3:5], query_y=episodes.query.y[:, 3:5])
     for batch_norm, independent in (("inductive", True), ("transductive", False)):
         algorithm = meta_lstm(batch_norm=batch_norm)
         assert torch.allclose(algorithm.predict(fewer), algorithm.predict(episodes)[:, 3:5], **EXACT) is independent
@@ -226,8 +225,8 @@ def test_without_labels_it_does_not_learn(monkeypatch):
     loss, draw = MetaLSTM.loss, torch.Generator().manual_seed(0)
 
     def shuffled(self: MetaLSTM, episodes: Episodes):
-        order = torch.randperm(episodes.support_y.shape[1], generator=draw)
-        return loss(self, dataclasses.replace(episodes, support_y=episodes.support_y[:, order]))
+        order = torch.randperm(episodes.support.y.shape[1], generator=draw)
+        return loss(self, changed(episodes, support_y=episodes.support.y[:, order]))
 
     monkeypatch.setattr(MetaLSTM, "loss", shuffled)
     algorithm = learner()

@@ -131,8 +131,8 @@ def test_predict_is_scikit_learns_decision_function():
     algorithm, episodes = metaoptnet(ridge=1e-9, init_scale=3.0), random_episodes()
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
-        support, query = (algorithm.embed(x[task]).detach() for x in (episodes.support_x, episodes.query_x))
-        weights = torch.from_numpy(scikit_learns(support, episodes.support_y[task], 0.1))
+        support, query = (algorithm.embed(x[task]).detach() for x in (episodes.support.x, episodes.query.x))
+        weights = torch.from_numpy(scikit_learns(support, episodes.support.y[task], 0.1))
         torch.testing.assert_close(logits[task], 3.0 * query @ weights.T, rtol=1e-4, atol=1e-6)
 
 
@@ -142,9 +142,9 @@ def test_loss_is_the_smoothed_cross_entropy_in_loops():
     total = 0.0
     for task in range(3):
         for query in range(6):
-            log_p = step.logits[task, query].log_softmax(0)
+            log_p = step.outputs[task, query].log_softmax(0)
             for label in range(3):
-                total -= (0.8 if label == episodes.query_y[task, query] else 0.1) * log_p[label].item() / 18
+                total -= (0.8 if label == episodes.query.y[task, query] else 0.1) * log_p[label].item() / 18
     assert step.loss.item() == pytest.approx(total)
 
 

@@ -25,8 +25,8 @@ def test_the_nearest_class_mean_is_scikit_learns(space):
     algorithm, episodes = nearest(space=space), random_episodes(queries=10)
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
-        support, query = (_features(algorithm, space, x[task]) for x in (episodes.support_x, episodes.query_x))
-        centroids = NearestCentroid().fit(support, episodes.support_y[task].numpy())
+        support, query = (_features(algorithm, space, x[task]) for x in (episodes.support.x, episodes.query.x))
+        centroids = NearestCentroid().fit(support, episodes.support.y[task].numpy())
         assert logits[task].argmax(-1).tolist() == centroids.predict(query).tolist()
         np.testing.assert_allclose(logits[task], -((query[:, None] - centroids.centroids_) ** 2).sum(-1), rtol=1e-6)
 
@@ -36,8 +36,8 @@ def test_the_nearest_image_is_scikit_learns(space):
     algorithm, episodes = nearest(space=space, compare="image"), random_episodes(queries=10)
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
-        support, query = (_features(algorithm, space, x[task]) for x in (episodes.support_x, episodes.query_x))
-        neighbours = KNeighborsClassifier(1).fit(support, episodes.support_y[task].numpy())
+        support, query = (_features(algorithm, space, x[task]) for x in (episodes.support.x, episodes.query.x))
+        neighbours = KNeighborsClassifier(1).fit(support, episodes.support.y[task].numpy())
         assert logits[task].argmax(-1).tolist() == neighbours.predict(query).tolist()
         np.testing.assert_allclose(-logits[task].amax(-1), neighbours.kneighbors(query)[0][:, 0] ** 2, rtol=1e-6)
 

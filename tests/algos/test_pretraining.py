@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from closed_form import SHAPE, TASK, TEST, normal
-from problems import TinyNet, random_episodes
+from problems import TinyNet, of_embeddings, random_episodes
 from sklearn.neighbors import NearestCentroid
 from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
 from torch import nn
@@ -57,14 +57,14 @@ def test_loss_is_the_cross_entropy_over_all_classes_of_each_mini_batch(cls):
     norm.load_state_dict(algorithm.backbone.norm.state_dict() | {"num_batches_tracked": torch.tensor(0)})
     step, losses = algorithm.loss(batches), []
     for task, labels in enumerate([[4, 0, 6, 4, 0, 6], [1, 2, 3, 1, 2, 3], [5, 4, 1, 5, 4, 1]]):
-        images = torch.cat([batches.support_x[task], batches.query_x[task]])
+        images = torch.cat([batches.support.x[task], batches.query.x[task]])
         features = torch.tanh(norm(algorithm.backbone.conv(images))).mean((-2, -1))
         if cls is BaselinePP:
             logits = 20 * F.cosine_similarity(features.unsqueeze(1), algorithm.head.weight, dim=-1)
         else:
             logits = features @ algorithm.head.weight.T + algorithm.head.bias
-        assert step.labels[task].tolist() == labels
-        torch.testing.assert_close(step.logits[task], logits.detach(), **EXACT)
+        assert step.targets[task].tolist() == labels
+        torch.testing.assert_close(step.outputs[task], logits.detach(), **EXACT)
         losses += [F.cross_entropy(row, torch.tensor(label)) for row, label in zip(logits, labels, strict=True)]
     torch.testing.assert_close(step.loss, torch.stack(losses).mean(), **EXACT)
     torch.testing.assert_close(algorithm.backbone.norm.running_mean, norm.running_mean, **EXACT)
@@ -116,7 +116,7 @@ def test_simpleshot_keeps_the_mean_feature_of_training_as_batch_normalisation_wo
     norm = nn.BatchNorm1d(4, momentum=0.1).double()
     with torch.no_grad():
         for task in range(3):
-            batch = torch.cat([batches.support_x[task], batches.query_x[task]])
+            batch = torch.cat([batches.support.x[task], batches.query.x[task]])
             norm(torch.tanh(algorithm.backbone.norm(algorithm.backbone.conv(batch))).mean((-2, -1)))
     algorithm.loss(batches)
     torch.testing.assert_close(algorithm.center.mean, norm.running_mean, **EXACT)
@@ -127,7 +127,7 @@ def test_simpleshot_is_scikit_learns_nearest_centroid_of_transformed_features(tr
     algorithm = tiny(SimpleShot, transform=transform)
     algorithm.center.mean.copy_(normal(4))
     support, query, labels = 2 + normal(3, 8, 4), 2 + normal(3, 30, 4), torch.arange(4).repeat(3, 2)
-    logits = algorithm.classify(support, labels, query, 4)
+    logits = algorithm.classify(of_embeddings(support, labels, query, 4))
     for task in range(3):
         s, q = support[task].numpy(), query[task].numpy()
         if transform == "cl2n":
@@ -148,7 +148,7 @@ OPTIONS = {"test_steps": 15, "test_lr": 0.5, "test_momentum": 0.8, "test_dampeni
 def test_the_new_classifier_is_what_torchs_sgd_fits_to_each_task(cls, momentum):
     algorithm = tiny(cls, **OPTIONS | {"test_momentum": momentum})
     support, query, labels = normal(3, 6, 4), normal(3, 5, 4), torch.tensor([0, 1, 2, 2, 1, 0]).expand(3, -1)
-    logits = algorithm.classify(support, labels, query, 3)
+    logits = algorithm.classify(of_embeddings(support, labels, query, 3))
     for task in range(3):
         head = (CosineHead(4, 3, 2.0) if cls is BaselinePP else LinearHead(4, 3)).double()
         for parameter in head.parameters():

@@ -15,7 +15,7 @@ from fsl_cli.algos.proto_maml import ProtoMAML, prototype_head
 from fsl_cli.algos.protonet import class_means, squared_euclidean
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Episodes, EpisodeSampler, Examples, Task
 from fsl_cli.errors import FslError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -40,13 +40,13 @@ def learner(**options) -> ProtoMAML:
 
 
 def some_queries(episodes: Episodes, queries: slice) -> Episodes:
-    query_x, query_y = episodes.query_x[:, queries], episodes.query_y[:, queries]
-    return Episodes(episodes.support_x, episodes.support_y, query_x, query_y, episodes.ways)
+    query_x, query_y = episodes.query.x[:, queries], episodes.query.y[:, queries]
+    return Episodes(episodes.support, Examples(query_x, query_y), episodes.problem)
 
 
 def slowly_adapted(algorithm: ProtoMAML, episodes: Episodes, task: int, steps: int) -> nn.Module:
     """A copy of the network with the head of the paper, after ``steps`` of an ordinary optimiser."""
-    net, (x, y) = copy.deepcopy(algorithm.net), (episodes.support_x[task], episodes.support_y[task])
+    net, (x, y) = copy.deepcopy(algorithm.net), (episodes.support.x[task], episodes.support.y[task])
     net.head = nn.Linear(4, episodes.ways).double()
     for way in range(episodes.ways):
         prototype = torch.stack([net.body(x)[row] for row in range(len(x)) if y[row] == way]).mean(0).detach()
@@ -81,11 +81,11 @@ def test_without_a_step_it_is_protonet(engine, batch_norm, ways):
     episodes, body, shots = random_episodes(ways), algorithm.net.body, 2 * ways
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
-        support, query = episodes.support_x[task], episodes.query_x[task]
+        support, query = episodes.support.x[task], episodes.query.x[task]
         features = body(support)
         with statistics_from(body, "batch" if batch_norm == "transductive" else "first_rows", shots):
             queries = body(query) if batch_norm == "transductive" else body(torch.cat([support, query]))[shots:]
-        means = class_means(features[None], episodes.support_y[task, None], ways)
+        means = class_means(features[None], episodes.support.y[task, None], ways)
         expected = -squared_euclidean(queries[None], means)[0]
         found = logits[task] - queries.square().sum(-1, keepdim=True)
         torch.testing.assert_close(found, expected, **EXACT)
@@ -102,7 +102,7 @@ def test_the_inner_loop_is_sgd_from_the_prototypes(engine, steps, ways):
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
         net = slowly_adapted(algorithm, episodes, task, steps)
-        torch.testing.assert_close(logits[task], net(episodes.query_x[task]).detach(), **EXACT)
+        torch.testing.assert_close(logits[task], net(episodes.query.x[task]).detach(), **EXACT)
 
 
 OPTIONS = [
@@ -228,9 +228,9 @@ def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
 def test_accuracy_is_reported_after_each_number_of_steps(trained):
     episodes = TEST.batch(0, 20)
     assert trained.curve_points(TASK) == {"inner_steps": [0, 1, 3]}
-    along = trained.predict_along(episodes)[1]["inner_steps"]
+    along = trained.score(episodes, curves=True)["inner_steps"]
     assert along.shape == (20, 3)
-    last = (trained.predict(episodes).argmax(-1) == episodes.query_y).double().mean(-1)
+    last = (trained.predict(episodes).argmax(-1) == episodes.query.y).double().mean(-1)
     assert torch.equal(along[:, 2], last)
 
 
@@ -238,8 +238,8 @@ class ShuffledSupport(ProtoMAML):
     """A broken copy: support labels say nothing about the queries."""
 
     def loss(self, episodes: Episodes):
-        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support_y])
-        return super().loss(Episodes(episodes.support_x, shuffled, episodes.query_x, episodes.query_y, episodes.ways))
+        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])
+        return super().loss(Episodes(Examples(episodes.support.x, shuffled), episodes.query, episodes.problem))
 
 
 def test_a_copy_trained_with_shuffled_support_labels_learns_nothing():

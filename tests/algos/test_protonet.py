@@ -14,7 +14,7 @@ from torch import nn
 from fsl_cli.algos.protonet import ProtoNet, class_means, cosine_distance, squared_euclidean
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Examples, Task
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 TASK = Task(5, 1, 5)
@@ -40,14 +40,12 @@ def normal(*shape: int) -> torch.Tensor:
 
 
 def some_queries(episodes: Episodes, keep: slice) -> Episodes:
-    query_x, query_y = episodes.query_x[:, keep], episodes.query_y[:, keep]
-    return Episodes(episodes.support_x, episodes.support_y, query_x, query_y, episodes.ways)
+    query_x, query_y = episodes.query.x[:, keep], episodes.query.y[:, keep]
+    return Episodes(episodes.support, Examples(query_x, query_y), episodes.problem)
 
 
 def in_other_order(episodes: Episodes, order: list[int]) -> Episodes:
-    return Episodes(
-        episodes.support_x, episodes.support_y, episodes.query_x[:, order], episodes.query_y[:, order], episodes.ways
-    )
+    return Episodes(episodes.support, Examples(episodes.query.x[:, order], episodes.query.y[:, order]), episodes.problem)
 
 
 # --- the equations
@@ -92,7 +90,7 @@ def test_predict_is_the_paper_the_slow_way(distance, batch_norm):
     norm.train(batch_norm == "transductive")
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
-        both = torch.cat([episodes.support_x[task], episodes.query_x[task]])
+        both = torch.cat([episodes.support.x[task], episodes.query.x[task]])
         embedded = torch.tanh(norm(net.conv(both))).mean((-2, -1)).detach()
         support, query = embedded[:6], embedded[6:]
         means = torch.stack([support[2 * label : 2 * label + 2].mean(0) for label in range(3)])
@@ -101,9 +99,9 @@ def test_predict_is_the_paper_the_slow_way(distance, batch_norm):
 
 def test_a_query_that_is_the_only_support_image_is_recognised():
     episodes = random_episodes(ways=4, shots=1, queries=1)
-    episodes = Episodes(episodes.support_x, episodes.support_y, episodes.support_x, episodes.support_y, 4)
+    episodes = Episodes(episodes.support, episodes.support, Classification(4))
     logits = protonet().predict(episodes)
-    torch.testing.assert_close(logits.argmax(-1), episodes.query_y)
+    torch.testing.assert_close(logits.argmax(-1), episodes.query.y)
     torch.testing.assert_close(logits.diagonal(dim1=1, dim2=2), torch.zeros(3, 4, dtype=torch.float64), **EXACT)
 
 
@@ -116,9 +114,9 @@ def test_loss_is_the_cross_entropy_of_each_episode_normalised_by_its_own_images(
     transductive = protonet(batch_norm="transductive")
     transductive.load_state_dict(algorithm.state_dict())
     logits = transductive.predict(episodes)
-    torch.testing.assert_close(step.logits, logits, **EXACT)
-    assert not step.logits.requires_grad
-    expected = nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query_y.flatten())
+    torch.testing.assert_close(step.outputs, logits, **EXACT)
+    assert not step.outputs.requires_grad
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query.y.flatten())
     torch.testing.assert_close(step.loss.detach(), expected, **EXACT)
 
 
@@ -143,7 +141,7 @@ def test_training_moves_the_averages_of_batch_normalisation_as_torch_does_one_ep
     norm.load_state_dict(algorithm.backbone.norm.state_dict() | {"num_batches_tracked": torch.tensor(0)})
     algorithm.loss(episodes)
     for task in range(len(episodes)):
-        norm(algorithm.backbone.conv(torch.cat([episodes.support_x[task], episodes.query_x[task]])))
+        norm(algorithm.backbone.conv(torch.cat([episodes.support.x[task], episodes.query.x[task]])))
     torch.testing.assert_close(algorithm.backbone.norm.running_mean, norm.running_mean, **EXACT)
     torch.testing.assert_close(algorithm.backbone.norm.running_var, norm.running_var, **EXACT)
 
@@ -190,7 +188,7 @@ def test_inductive_predictions_do_not_depend_on_the_other_queries_and_transducti
 
 
 def test_embeddings_are_of_each_image_by_itself_and_only_inductive_ones_are_offered():
-    algorithm, images = protonet(), random_episodes().query_x.flatten(0, 1)
+    algorithm, images = protonet(), random_episodes().query.x.flatten(0, 1)
     one_by_one = torch.cat([algorithm.embed(image[None]) for image in images])
     torch.testing.assert_close(algorithm.embed(images), one_by_one, **EXACT)
     assert [protonet(batch_norm=mode).embeds for mode in ("inductive", "transductive")] == [True, False]
@@ -222,8 +220,8 @@ class ShuffledSupport(ProtoNet):
     """A broken ProtoNet: support labels say nothing about the queries."""
 
     def loss(self, episodes: Episodes):
-        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support_y])
-        return super().loss(Episodes(episodes.support_x, shuffled, episodes.query_x, episodes.query_y, episodes.ways))
+        shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])
+        return super().loss(Episodes(Examples(episodes.support.x, shuffled), episodes.query, episodes.problem))
 
 
 TRAIN = EpisodeSampler(faint_patterns(seed=0), "train", TASK, 0)

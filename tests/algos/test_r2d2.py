@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from closed_form import SHAPE, TASK, TEST, TRAIN, gradient_is_the_finite_difference, normal, shuffled, without_gradient
-from problems import TinyNet, random_episodes
+from problems import TinyNet, of_embeddings, random_episodes
 from sklearn.linear_model import Ridge
 from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
 from torch import nn
@@ -62,11 +62,11 @@ def test_predict_is_the_paper_the_slow_way(batch_norm):
     norm.train(batch_norm == "transductive")
     logits = algorithm.predict(episodes)
     for task in range(len(episodes)):
-        both = torch.cat([episodes.support_x[task], episodes.query_x[task]])
+        both = torch.cat([episodes.support.x[task], episodes.query.x[task]])
         embedded = torch.tanh(norm(algorithm.backbone.conv(both))).mean((-2, -1)).detach()
         x, query = embedded[:6], embedded[6:]
         y = torch.zeros(6, 3, dtype=torch.float64)
-        for row, label in enumerate(episodes.support_y[task].tolist()):
+        for row, label in enumerate(episodes.support.y[task].tolist()):
             y[row, label] = 1
         weights = torch.linalg.inv(x.T @ x + 0.3 * torch.eye(4)) @ x.T @ y
         torch.testing.assert_close(logits[task], 4.0 * query @ weights, rtol=1e-6, atol=1e-8)
@@ -75,13 +75,13 @@ def test_predict_is_the_paper_the_slow_way(batch_norm):
 def test_loss_is_the_cross_entropy_of_each_episode_normalised_by_its_own_images():
     algorithm, episodes = r2d2(), random_episodes()
     step = algorithm.loss(episodes)
-    logits = algorithm.log_alpha.new_zeros(step.logits.shape)
+    logits = algorithm.log_alpha.new_zeros(step.outputs.shape)
     with statistics_from(algorithm.backbone, "batch"), torch.no_grad():
         for task, each in enumerate(episodes.split(1)):
-            both = algorithm.backbone(torch.cat([each.support_x[0], each.query_x[0]]))
-            logits[task] = algorithm.classify(both[None, :6], each.support_y, both[None, 6:], 3)[0]
-    torch.testing.assert_close(step.logits, logits, **EXACT)
-    expected = nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query_y.flatten())
+            both = algorithm.backbone(torch.cat([each.support.x[0], each.query.x[0]]))
+            logits[task] = algorithm.classify(of_embeddings(both[None, :6], each.support.y, both[None, 6:], 3))[0]
+    torch.testing.assert_close(step.outputs, logits, **EXACT)
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query.y.flatten())
     torch.testing.assert_close(step.loss.detach(), expected, **EXACT)
 
 

@@ -13,7 +13,7 @@ from fsl_cli.algos.relationnet import Relation, RelationNet
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Examples, Task
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -85,7 +85,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_scores_and_the_metrics_are_th
     step = algorithm.loss(episodes)
     assert algorithm.relation.first.weight.shape == (64, 8, 3, 3)
     errors, same, different = [], [], []
-    for scores, labels in zip(step.logits.sigmoid(), episodes.query_y, strict=True):
+    for scores, labels in zip(step.outputs.sigmoid(), episodes.query.y, strict=True):
         for query, label in enumerate(labels.tolist()):
             for n in range(3):
                 score = scores[query, n].item()
@@ -103,9 +103,9 @@ def test_predictions_are_the_logits_of_the_scores_of_the_maps():
     episodes = random_episodes(ways=3, shots=2, size=28)
     with statistics_from(algorithm, "running"):
         for task, logits in enumerate(algorithm.predict(episodes)):
-            maps = net.blocks(episodes.support_x[task])
+            maps = net.blocks(episodes.support.x[task])
             classes = torch.stack([maps[0] + maps[1], maps[2] + maps[3], maps[4] + maps[5]])
-            expected = algorithm.relation(classes[None], net.blocks(episodes.query_x[task])[None])[0]
+            expected = algorithm.relation(classes[None], net.blocks(episodes.query.x[task])[None])[0]
             torch.testing.assert_close(logits, expected.detach(), **EXACT)
 
 
@@ -137,7 +137,7 @@ def test_unequal_shots_are_no_problem():
     torch.manual_seed(0)
     algorithm = RelationNet(MLP((1, 4, 4), widths=[4]), (1, 4, 4), combine="mean")
     one = random_episodes(ways=2, shots=2, tasks=1, size=4).to(dtype=torch.float32)
-    uneven = Episodes(one.support_x[:, [0, 1, 2, 2]], one.support_y[:, [0, 1, 2, 2]], one.query_x, one.query_y, 2)
-    single = Episodes(one.support_x[:, [0, 1, 2]], one.support_y[:, [0, 1, 2]], one.query_x, one.query_y, 2)
+    uneven = Episodes(Examples(one.support.x[:, [0, 1, 2, 2]], one.support.y[:, [0, 1, 2, 2]]), one.query, Classification(2))
+    single = Episodes(Examples(one.support.x[:, [0, 1, 2]], one.support.y[:, [0, 1, 2]]), one.query, Classification(2))
     assert torch.allclose(algorithm.predict(uneven), algorithm.predict(single), atol=1e-6)
     assert F.softmax(algorithm.predict(single), -1).isfinite().all()

@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 import torch
-from problems import TinyNet, random_episodes
+from problems import TinyNet, changed, random_episodes
 from small_training import CPU, accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train_settings
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -55,7 +55,7 @@ def trained_copy(algorithm: Reptile, episodes: Episodes, task: int, optimizer: s
     """The network after ``steps`` of an optimizer of torch on one task."""
     net = copy.deepcopy(algorithm.net)
     opt = OPTIMIZERS[optimizer](net, **more)
-    x, y = episodes.support_x[task], episodes.support_y[task]
+    x, y = episodes.support.x[task], episodes.support.y[task]
     rows = mini_batches(episodes.seeds, len(y), batch, steps)[task] if batch else torch.arange(len(y)).expand(steps, -1)
     for step in range(steps):
         opt.zero_grad()
@@ -115,12 +115,12 @@ def test_a_meta_step_moves_towards_the_mean_of_what_torchs_optimizers_end_at(eng
     for old, new, *ends in zip(before, algorithm.net.parameters(), *(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(new, old + 0.7 * sum(end - old for end in ends) / len(ends), **EXACT)
         assert (new - old).abs().max() > 1e-6 or new.shape == (4,)  # a bias before batch normalisation stays
-    queries = [cross_entropy(net(x), y) for net, x, y in zip(nets, episodes.query_x, episodes.query_y, strict=True)]
+    queries = [cross_entropy(net(x), y) for net, x, y in zip(nets, episodes.query.x, episodes.query.y, strict=True)]
     torch.testing.assert_close(step.loss, sum(queries) / len(queries), **EXACT)
     ways = [[end - old for end, old in zip(net.parameters(), before, strict=True)] for net in nets]
     lengths = [torch.cat([each.flatten() for each in way]).norm() for way in ways]
     torch.testing.assert_close(step.metrics["distance"], sum(lengths) / len(lengths), **EXACT)
-    assert not step.logits.requires_grad
+    assert not step.outputs.requires_grad
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -153,7 +153,7 @@ def test_a_symmetric_head_is_the_mean_over_all_orders_of_the_labels(engine):
     episodes, before = seeded(random_episodes(shots=3)), copy.deepcopy(algorithm.net)
     ends = []
     for order in itertools.permutations(range(3)):
-        other = dataclasses.replace(episodes, support_y=torch.tensor(order)[episodes.support_y])
+        other = changed(episodes, support_y=torch.tensor(order)[episodes.support.y])
         ends += [trained_copy(algorithm, other, task, "sgd", 5, 4, weight_decay=0.1) for task in range(len(episodes))]
     algorithm.loss(episodes).loss.backward()
     for (name, theta), old, *nets in zip(
@@ -187,17 +187,17 @@ def test_prediction_is_the_network_that_torch_trains(ways):
     before, curve = everything(algorithm), []
     for steps in (0, 2, 6):
         nets = [trained_copy(wide, episodes, task, "adam", steps or 1, 4) if steps else wide.net for task in range(3)]
-        logits = torch.stack([net(x) for net, x in zip(nets, episodes.query_x, strict=True)]).detach()
-        curve.append((logits.argmax(-1) == episodes.query_y).double().mean(1))
+        logits = torch.stack([net(x) for net, x in zip(nets, episodes.query.x, strict=True)]).detach()
+        curve.append((logits.argmax(-1) == episodes.query.y).double().mean(1))
     torch.testing.assert_close(algorithm.predict(episodes), logits, **EXACT)
-    torch.testing.assert_close(algorithm.predict_along(episodes)[1]["inner_steps"], torch.stack(curve, dim=1), **EXACT)
+    torch.testing.assert_close(algorithm.score(episodes, curves=True)["inner_steps"], torch.stack(curve, dim=1), **EXACT)
     assert algorithm.curve_points(TASK) == {"inner_steps": [0, 2, 6]}
     assert is_same(everything(algorithm), before)
 
 
 def test_an_inductive_query_is_alone():
     episodes = seeded(random_episodes(queries=4))
-    fewer = dataclasses.replace(episodes, query_x=episodes.query_x[:, 3:5], query_y=episodes.query_y[:, 3:5])
+    fewer = changed(episodes, query_x=episodes.query.x[:, 3:5], query_y=episodes.query.y[:, 3:5])
     for batch_norm, independent in (("inductive", True), ("transductive", False)):
         algorithm = reptile(batch_norm=batch_norm)
         assert torch.allclose(algorithm.predict(fewer), algorithm.predict(episodes)[:, 3:5], **EXACT) is independent
@@ -238,8 +238,8 @@ def test_without_labels_it_does_not_learn(monkeypatch):
     loss, draw = Reptile.loss, torch.Generator().manual_seed(0)
 
     def shuffled(self: Reptile, episodes: Episodes):
-        order = torch.randperm(episodes.support_y.shape[1], generator=draw)
-        return loss(self, dataclasses.replace(episodes, support_y=episodes.support_y[:, order]))
+        order = torch.randperm(episodes.support.y.shape[1], generator=draw)
+        return loss(self, changed(episodes, support_y=episodes.support.y[:, order]))
 
     monkeypatch.setattr(Reptile, "loss", shuffled)
     assert accuracy(train(learner()), TEST) < 0.4

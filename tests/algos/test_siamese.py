@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import TinyNet, random_episodes
+from problems import TinyNet, of_embeddings, random_episodes
 from small_training import faint_patterns, train
 
 from fsl_cli.algos.siamese import Siamese, balanced_mean
@@ -45,7 +45,7 @@ def test_p_is_the_sigmoid_of_the_weighted_l1_distance():
 def test_a_class_is_as_likely_as_its_most_similar_image():
     algorithm, support, query = siamese(), normal(2, 4, 4), normal(2, 5, 4)
     labels = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 1]])
-    odds, logits = algorithm.log_odds(support, query), algorithm.classify(support, labels, query, 2)
+    odds, logits = algorithm.log_odds(support, query), algorithm.classify(of_embeddings(support, labels, query, 2))
     for task in range(2):
         for q in range(5):
             for n in range(2):
@@ -57,8 +57,8 @@ def test_the_loss_and_the_accuracy_are_of_all_pairs_same_and_different_weighing_
     step = algorithm.loss(episodes)
     losses, rights = [], []
     for task in range(3):
-        images = torch.cat([episodes.support_x[task], episodes.query_x[task]])
-        labels = [*episodes.support_y[task].tolist(), *episodes.query_y[task].tolist()]
+        images = torch.cat([episodes.support.x[task], episodes.query.x[task]])
+        labels = [*episodes.support.y[task].tolist(), *episodes.query.y[task].tolist()]
         with statistics_from(algorithm, "batch"), torch.no_grad():
             h = algorithm.backbone(images)
         values: dict[bool, list[float]] = {True: [], False: []}
@@ -73,14 +73,14 @@ def test_the_loss_and_the_accuracy_are_of_all_pairs_same_and_different_weighing_
         rights.append(sum(sum(each) / len(each) for each in right.values()) / 2)
     assert step.loss.item() == pytest.approx(sum(losses) / 3, rel=1e-6)
     assert step.metrics["verification_accuracy"].item() == pytest.approx(sum(rights) / 3, rel=1e-6)
-    torch.testing.assert_close(step.logits, siamese_with_batch_statistics(episodes), **EXACT)
+    torch.testing.assert_close(step.outputs, siamese_with_batch_statistics(episodes), **EXACT)
 
 
 def siamese_with_batch_statistics(episodes: Episodes) -> torch.Tensor:
     algorithm = siamese()
     with statistics_from(algorithm, "batch"), torch.no_grad():
         support, query = algorithm.embed_episodes(episodes)
-        return algorithm.classify(support, episodes.support_y, query, episodes.ways)
+        return algorithm.classify(episodes.with_embeddings(support, query))
 
 
 def test_that_is_the_expectation_over_draws_of_as_many_same_as_different_pairs():
@@ -102,7 +102,7 @@ def test_the_order_survives_probabilities_that_are_rounded_to_one():
     algorithm.alpha.data.fill_(-1.0)
     algorithm.bias.data.fill_(60.0)
     support, query = torch.tensor([[[3.0, 0.0], [1.0, 0.0]]]), torch.zeros(1, 1, 2)
-    logits = algorithm.classify(support, torch.tensor([[0, 1]]), query, 2)
+    logits = algorithm.classify(of_embeddings(support, torch.tensor([[0, 1]]), query, 2))
     assert torch.equal(logits.sigmoid(), torch.ones(1, 1, 2))
     assert logits.argmax().item() == 1
 

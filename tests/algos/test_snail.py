@@ -70,7 +70,7 @@ def test_predict_is_each_query_at_the_end_of_its_own_sequence_without_a_label(ba
     logits, orders = algorithm.predict(episodes), permutations(episodes.seeds, 6, "support")
     for task in range(len(episodes)):
         x, queries = sequences.features(algorithm, episodes, task, batch_norm)
-        labelled = torch.cat([x, torch.eye(3, dtype=torch.float64)[episodes.support_y[task]]], -1)[orders[task]]
+        labelled = torch.cat([x, torch.eye(3, dtype=torch.float64)[episodes.support.y[task]]], -1)[orders[task]]
         for position, query in enumerate(queries):
             sequence = torch.cat([labelled, F.pad(query, (0, 3))[None]])
             for layer in algorithm.layers:

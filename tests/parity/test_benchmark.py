@@ -14,8 +14,8 @@ from benchmark_timing import alternate, compare, peak_mb
 from problems import striped_classes
 
 from fsl_cli.compute import hardware
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.episodes import Task
+from fsl_cli.episodes.class_images import ClassImages
 
 CPU = torch.device("cpu")
 IMAGES = striped_classes(classes=24, images=20, size=28)

@@ -104,9 +104,9 @@ def test_predict_is_the_equation_the_slow_way(steps):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
         for _ in range(steps):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(net(EPISODES.support_x[task]), EPISODES.support_y[task]).backward()
+            torch.nn.functional.cross_entropy(net(EPISODES.support.x[task]), EPISODES.support.y[task]).backward()
             optimizer.step()
-        torch.testing.assert_close(predicted[task], net(EPISODES.query_x[task]).detach(), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(predicted[task], net(EPISODES.query.x[task]).detach(), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("options", [{"adapt": "body"}, {"inner_lr_learning": "per_layer"}], ids=str)

@@ -166,7 +166,7 @@ def test_bf16_rounds_the_products_and_nothing_else():
             step = algorithm.loss(episodes)
         step.loss.backward()  # outside autocast, as training does it
         gradient = torch.cat([each.grad.flatten() for each in algorithm.parameters() if each.grad is not None])
-        assert (gradient.dtype, step.logits.dtype) == (torch.float32, torch.float32)
+        assert (gradient.dtype, step.outputs.dtype) == (torch.float32, torch.float32)
         found.append((step.loss.item(), gradient))
     (exact_loss, exact), (loss, gradient) = found
     assert loss == pytest.approx(exact_loss, rel=0.02)

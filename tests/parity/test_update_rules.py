@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from fsl_cli.algos.maml import MAML
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.errors import FslError
-from fsl_cli.inner.fast.engine import FastTasks
+from fsl_cli.inner.fast.engine import FastTaskBatch
 from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
 from fsl_cli.inner.update_rules import SGD, Adam, Momentum, parameters_in, update_rule
 
@@ -50,16 +50,16 @@ def loss_and_gradients(algorithm: MAML) -> tuple[torch.Tensor, dict[str, torch.T
 def test_steps_are_those_of_torch_optim(engine, name, decay):
     steps = [0, 1, 4]
     algorithm = maml(engine, inner_optimizer=name, inner_weight_decay=decay, test_inner_steps=steps)
-    found = algorithm.logits_after(EPISODES, steps)
+    found = algorithm.outputs_after(EPISODES, steps)
     for task in range(len(EPISODES)):
         net = copy.deepcopy(algorithm.net)
         optimizer = RULES[name](net.parameters(), decay)
         for step in range(5):
             if step in steps:
-                expected = net(EPISODES.query_x[task])
+                expected = net(EPISODES.query.x[task])
                 torch.testing.assert_close(found[steps.index(step), task], expected, rtol=1e-7, atol=1e-9)
             optimizer.zero_grad()
-            cross_entropy(net(EPISODES.support_x[task]), EPISODES.support_y[task]).backward()
+            cross_entropy(net(EPISODES.support.x[task]), EPISODES.support.y[task]).backward()
             optimizer.step()
 
 
@@ -118,16 +118,16 @@ def test_a_step_size_for_each_step_is_used_in_its_step():
     rates = [0.1, 0.5, 0.02]
     for alpha in algorithm.step_sizes.values:
         alpha.data.copy_(torch.tensor(rates, dtype=torch.float64))
-    logits = algorithm.logits_after(EPISODES, [5])[0]
+    logits = algorithm.outputs_after(EPISODES, [5])[0]
     for task in range(len(EPISODES)):
         net = copy.deepcopy(algorithm.net)
         for rate in [*rates, rates[-1], rates[-1]]:
             net.zero_grad()
-            cross_entropy(net(EPISODES.support_x[task]), EPISODES.support_y[task]).backward()
+            cross_entropy(net(EPISODES.support.x[task]), EPISODES.support.y[task]).backward()
             with torch.no_grad():
                 for parameter in net.parameters():
                     parameter -= rate * parameter.grad
-        torch.testing.assert_close(logits[task], net(EPISODES.query_x[task]), rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(logits[task], net(EPISODES.query.x[task]), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("which", ["all", "head"])
@@ -135,30 +135,30 @@ def test_mini_batches_of_the_support_set_are_taken_in_turns(which):
     batches = torch.tensor([[[0, 2], [5, 1]], [[3, 4], [0, 0]], [[1, 2], [4, 5]]])
     algorithm = maml("loop", adapt=which)
     inner = algorithm.inner_loop(EPISODES.ways)
-    found = {kind: kind(inner, EPISODES, batches).logits_after([3])[0] for kind in (loop_tasks, vmap_tasks, FastTasks)}
+    found = {kind: kind(inner, EPISODES, batches).outputs_after([3])[0] for kind in (loop_tasks, vmap_tasks, FastTaskBatch)}
     for task in range(len(EPISODES)):
         net = copy.deepcopy(algorithm.net)
         part = net if which == "all" else net.head
-        features = net.body(EPISODES.support_x[task]).detach()
+        features = net.body(EPISODES.support.x[task]).detach()
         for step in range(3):
             rows = batches[task, step % 2]
-            x = EPISODES.support_x[task][rows] if which == "all" else features[rows]
+            x = EPISODES.support.x[task][rows] if which == "all" else features[rows]
             net.zero_grad()
-            cross_entropy(part(x), EPISODES.support_y[task][rows]).backward()
+            cross_entropy(part(x), EPISODES.support.y[task][rows]).backward()
             with torch.no_grad():
                 for parameter in part.parameters():
                     parameter -= 0.3 * parameter.grad
         for logits in found.values():
-            torch.testing.assert_close(logits[task], net(EPISODES.query_x[task]), rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(logits[task], net(EPISODES.query.x[task]), rtol=1e-8, atol=1e-10)
 
 
 def test_support_losses_and_features_of_engines_are_those_of_the_net():
     inner = maml("loop").inner_loop(EPISODES.ways)
-    for kind in (loop_tasks, vmap_tasks, FastTasks):
+    for kind in (loop_tasks, vmap_tasks, FastTaskBatch):
         tasks = kind(inner, EPISODES)
         losses, features = tasks.support_loss(tasks.start, 0), tasks.support_features()
         for task in range(len(EPISODES)):
-            x, y = EPISODES.support_x[task], EPISODES.support_y[task]
+            x, y = EPISODES.support.x[task], EPISODES.support.y[task]
             torch.testing.assert_close(losses[task], cross_entropy(inner.net(x), y), rtol=1e-9, atol=1e-11)
             torch.testing.assert_close(features[task], inner.net.body(x), rtol=1e-9, atol=1e-11)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import random_episodes, sampler
+from problems import changed, random_episodes, sampler
 
 from fsl_cli.algos.maml import MAML
 from fsl_cli.backbones.mlp import MLP
@@ -20,14 +20,14 @@ KINDS = ["shift", "affine", "flip"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_lie_behind_the_support_set_with_its_labels(kind):
     more = with_augmented_support(EPISODES, kind, 2)
-    assert more.support_x.shape == (6, 18, 1, 12, 12)
-    assert torch.equal(more.support_x[:, :6], EPISODES.support_x)
-    for copy in (more.support_y[:, 6:12], more.support_y[:, 12:]):
-        assert torch.equal(copy, EPISODES.support_y)
-    assert torch.equal(more.query_x, EPISODES.query_x)
-    assert not torch.equal(more.support_x[:, 6:12], EPISODES.support_x)
-    assert not torch.equal(more.support_x[:, 6:12], more.support_x[:, 12:])
-    assert 0 <= more.support_x.min() <= more.support_x.max() <= 1 + 1e-6
+    assert more.support.x.shape == (6, 18, 1, 12, 12)
+    assert torch.equal(more.support.x[:, :6], EPISODES.support.x)
+    for copy in (more.support.y[:, 6:12], more.support.y[:, 12:]):
+        assert torch.equal(copy, EPISODES.support.y)
+    assert torch.equal(more.query.x, EPISODES.query.x)
+    assert not torch.equal(more.support.x[:, 6:12], EPISODES.support.x)
+    assert not torch.equal(more.support.x[:, 6:12], more.support.x[:, 12:])
+    assert 0 <= more.support.x.min() <= more.support.x.max() <= 1 + 1e-6
 
 
 def test_none_is_the_same_object():
@@ -35,8 +35,8 @@ def test_none_is_the_same_object():
 
 
 def test_flipped_copies_are_torchs_flips_of_about_half_of_the_images():
-    images = with_augmented_support(EPISODES, "flip", 5).support_x[:, 6:].flatten(0, 1)
-    originals = EPISODES.support_x.repeat(1, 5, 1, 1, 1).flatten(0, 1)
+    images = with_augmented_support(EPISODES, "flip", 5).support.x[:, 6:].flatten(0, 1)
+    originals = EPISODES.support.x.repeat(1, 5, 1, 1, 1).flatten(0, 1)
     pairs = list(zip(images, originals, strict=True))
     same = torch.tensor([torch.allclose(image, original, atol=1e-5) for image, original in pairs])
     flipped = torch.tensor([torch.allclose(image, original.flip(-1), atol=1e-5) for image, original in pairs])
@@ -49,8 +49,8 @@ def test_a_copy_is_the_image_moved_by_at_most_what_is_said(kind):
     """A small bright square moves by at most a tenth of the image, and a rotation and scaling about the centre."""
     images = torch.zeros(4, 50, 1, 40, 40)
     images[..., 19:21, 19:21] = 1.0
-    episodes = replace(random_episodes(), support_x=images, support_y=torch.zeros(4, 50).long(), seeds=torch.arange(4))
-    moved = with_augmented_support(episodes, kind, 1).support_x[:, 50:]
+    episodes = changed(random_episodes(), support_x=images, support_y=torch.zeros(4, 50).long(), seeds=torch.arange(4))
+    moved = with_augmented_support(episodes, kind, 1).support.x[:, 50:]
     mass = moved.sum((-1, -2, -3))
     assert ((mass > 3) & (mass < 5.2)).all()
     position = torch.arange(40.0) - 19.5
@@ -64,10 +64,10 @@ def test_a_copy_is_the_image_moved_by_at_most_what_is_said(kind):
 def test_an_affine_copy_turns_and_a_shifted_one_does_not():
     images = torch.zeros(1, 40, 1, 41, 41)
     images[..., 20, :] = 1.0  # a horizontal line
-    episodes = replace(random_episodes(), support_x=images, support_y=torch.zeros(1, 40).long(), seeds=torch.tensor([3]))
+    episodes = changed(random_episodes(), support_x=images, support_y=torch.zeros(1, 40).long(), seeds=torch.tensor([3]))
 
     def slopes(kind: str) -> torch.Tensor:
-        moved = with_augmented_support(episodes, kind, 1).support_x[0, 40:, 0]
+        moved = with_augmented_support(episodes, kind, 1).support.x[0, 40:, 0]
         rows = (moved * torch.arange(41.0)[:, None]).sum(1) / moved.sum(1).clamp(min=1e-6)
         return (rows[:, 25] - rows[:, 15]) / 10
 
@@ -77,10 +77,10 @@ def test_an_affine_copy_turns_and_a_shifted_one_does_not():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_drawn_depends_on_the_episode_only(kind):
-    whole = with_augmented_support(EPISODES, kind, 1).support_x
-    parts = torch.cat([with_augmented_support(part, kind, 1).support_x for part in EPISODES.split(4)])
+    whole = with_augmented_support(EPISODES, kind, 1).support.x
+    parts = torch.cat([with_augmented_support(part, kind, 1).support.x for part in EPISODES.split(4)])
     torch.testing.assert_close(parts, whole)
-    other = with_augmented_support(replace(EPISODES, seeds=EPISODES.seeds + 1), kind, 1).support_x
+    other = with_augmented_support(replace(EPISODES, seeds=EPISODES.seeds + 1), kind, 1).support.x
     assert not torch.equal(other, whole)
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from problems import numbered, striped_classes
 
-from fsl_cli.datasets.class_images import ClassImages
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Episodes, EpisodeSampler, Examples, Task
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes.sampler import task_problems
 from fsl_cli.errors import FslError, Problems
 
@@ -27,15 +27,16 @@ def sampler(source: ClassImages | None = None, split: str = SPLIT, task: Task = 
 
 
 def tensors(episodes: Episodes) -> list[torch.Tensor]:
-    return [getattr(episodes, field) for field in ("support_x", "support_y", "query_x", "query_y")]
+    return [episodes.support.x, episodes.support.y, episodes.query.x, episodes.query.y]
 
 
 def same(one: Episodes, other: Episodes) -> bool:
-    return one.ways == other.ways and all(map(torch.equal, tensors(one), tensors(other)))
+    return one.problem == other.problem and all(map(torch.equal, tensors(one), tensors(other)))
 
 
 def glue(parts: list[Episodes]) -> Episodes:
-    return Episodes(*(torch.cat(each) for each in zip(*map(tensors, parts), strict=True)), parts[0].ways)
+    support_x, support_y, query_x, query_y = (torch.cat(each) for each in zip(*map(tensors, parts), strict=True))
+    return Episodes(Examples(support_x, support_y), Examples(query_x, query_y), parts[0].problem)
 
 
 # --- a pure function of (seed, split, index)
@@ -50,9 +51,9 @@ def test_an_episode_is_the_same_whatever_the_batch_it_is_drawn_in(size):
 
 
 def test_an_episode_is_the_same_whatever_the_offset_and_the_order_of_calls():
-    whole, again = sampler().batch(0, 12), sampler()
+    whole, again = list(sampler().batch(0, 12).split(1)), sampler()
     for first in reversed(range(12)):
-        assert same(again.batch(first, 1), Episodes(*(each[first : first + 1] for each in tensors(whole)), whole.ways))
+        assert same(again.batch(first, 1), whole[first])
 
 
 def test_far_episodes_can_be_reached():
@@ -75,9 +76,9 @@ FRESH_PROCESS = """
 import json, sys
 sys.path.insert(0, {tests!r})
 from problems import striped_classes
-from fsl_cli.episodes import EpisodeSampler, Task
+from fsl_cli.episodes import EpisodeSampler, Examples, Task
 drawn = EpisodeSampler(striped_classes(), {split!r}, Task(4, 2, 3), {seed}, device="cpu")
-print(json.dumps([drawn.digest(50), drawn.indices(7, 3).images.tolist(), drawn.batch(7, 3).query_x.sum().item()]))
+print(json.dumps([drawn.digest(50), drawn.indices(7, 3).images.tolist(), drawn.batch(7, 3).query.x.sum().item()]))
 """
 
 
@@ -86,7 +87,7 @@ def test_a_fresh_process_draws_the_same_episodes():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     here = sampler()
     drawn = here.indices(7, 3).images.tolist()
-    assert json.loads(done.stdout) == [here.digest(50), drawn, here.batch(7, 3).query_x.sum().item()]
+    assert json.loads(done.stdout) == [here.digest(50), drawn, here.batch(7, 3).query.x.sum().item()]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -131,17 +132,17 @@ def test_shapes_types_and_range():
     episodes = sampler(numbered([9] * 6, size=5)).batch(2, 7)
     assert len(episodes) == 7
     assert episodes.ways == 4
-    assert episodes.support_x.shape == (7, 8, 2, 5, 5)
-    assert episodes.query_x.shape == (7, 12, 2, 5, 5)
-    assert episodes.support_x.dtype == episodes.query_x.dtype == torch.float32
-    assert episodes.support_y.dtype == episodes.query_y.dtype == torch.int64
-    assert [each.shape for each in (episodes.support_y, episodes.query_y)] == [(7, 8), (7, 12)]
+    assert episodes.support.x.shape == (7, 8, 2, 5, 5)
+    assert episodes.query.x.shape == (7, 12, 2, 5, 5)
+    assert episodes.support.x.dtype == episodes.query.x.dtype == torch.float32
+    assert episodes.support.y.dtype == episodes.query.y.dtype == torch.int64
+    assert [each.shape for each in (episodes.support.y, episodes.query.y)] == [(7, 8), (7, 12)]
 
 
 def test_pixels_are_scaled_to_0_to_1():
     ramp = ClassImages(torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1), np.full(16, 16), list("abcdefghijklmnop"))
     episodes = sampler(ramp).batch(0, 200)
-    seen = torch.cat([episodes.support_x.flatten(), episodes.query_x.flatten()]).unique()
+    seen = torch.cat([episodes.support.x.flatten(), episodes.query.x.flatten()]).unique()
     assert torch.equal(seen, torch.arange(256) / 255)
 
 
@@ -149,8 +150,8 @@ def test_every_row_is_an_image_of_the_class_its_label_stands_for():
     drawn, source = sampler(numbered([9] * 24)), numbered([9] * 24)
     episodes, indices = drawn.batch(0, 50), drawn.indices(0, 50)
     for x, y, part in (
-        (episodes.support_x, episodes.support_y, indices.images[:, :, : TASK.shots]),
-        (episodes.query_x, episodes.query_y, indices.images[:, :, TASK.shots :]),
+        (episodes.support.x, episodes.support.y, indices.images[:, :, : TASK.shots]),
+        (episodes.query.x, episodes.query.y, indices.images[:, :, TASK.shots :]),
     ):
         label_of = (x[:, :, 0, 0, 0] * 255).round().long().numpy()
         assert np.array_equal(label_of, np.take_along_axis(indices.classes, y.numpy(), axis=1))
@@ -160,7 +161,7 @@ def test_every_row_is_an_image_of_the_class_its_label_stands_for():
 
 def test_each_label_has_its_shots_and_queries():
     episodes = sampler().batch(0, 5)
-    for y, per_class in ((episodes.support_y, TASK.shots), (episodes.query_y, TASK.queries)):
+    for y, per_class in ((episodes.support.y, TASK.shots), (episodes.query.y, TASK.queries)):
         counted = torch.stack([(y == label).sum(1) for label in range(TASK.ways)])
         assert torch.equal(counted, torch.full((4, 5), per_class))
         assert y.min() == 0
@@ -262,8 +263,8 @@ def test_split_gives_the_same_episodes_in_order(size):
 
 def test_to_changes_the_type_of_the_images_only():
     episodes = sampler().batch(0, 2).to(dtype=torch.float64)
-    assert episodes.support_x.dtype == episodes.query_x.dtype == torch.float64
-    assert episodes.support_y.dtype == episodes.query_y.dtype == torch.int64
+    assert episodes.support.x.dtype == episodes.query.x.dtype == torch.float64
+    assert episodes.support.y.dtype == episodes.query.y.dtype == torch.int64
 
 
 def test_rotations_are_classes_of_their_own():

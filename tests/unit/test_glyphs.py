@@ -17,10 +17,10 @@ from matplotlib.textpath import TextPath
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from fsl_cli.datasets import glyph_classes, glyphs
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.datasets.glyph_classes import UPRIGHT, Glyph, coverage, distinct, font_path, likeness
 from fsl_cli.datasets.glyph_drawing import drawings
 from fsl_cli.datasets.glyphs import Glyphs
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")

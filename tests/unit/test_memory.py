@@ -127,8 +127,8 @@ def test_evaluation_is_that_of_the_smaller_chunk(make, method):
     limited(algorithm, method, lambda size: calls.append(size) or (len(calls) > 2 and size > fits))
     counted: list[int] = []
     scores = evaluate(algorithm, sampler, 30, hardware, counted.append)
-    assert np.array_equal(scores.accuracy, expected.accuracy)
-    assert np.array_equal(scores.loss, expected.loss)
+    assert np.array_equal(scores["accuracy"], expected["accuracy"])
+    assert np.array_equal(scores["loss"], expected["loss"])
     assert hardware.task_chunk == 2
     assert [warning.split(";")[0] for warning in warnings] == [
         f"evaluation: {chunk} episodes at once do not fit into the memory of cpu" for chunk in (8, 4)

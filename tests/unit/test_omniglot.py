@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from fsl_cli.datasets import omniglot
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.datasets.omniglot import MD5, Omniglot, vinyals_split
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 ARCHIVES = ("images_background", "images_evaluation")

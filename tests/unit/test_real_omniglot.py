@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fsl_cli.datasets.class_images import ClassImages
 from fsl_cli.datasets.omniglot import Omniglot, vinyals_split
+from fsl_cli.episodes.class_images import ClassImages
 
 ARCHIVES = ("images_background", "images_evaluation")
 SPLITS = ("train", "val", "test")

@@ -91,7 +91,7 @@ def test_logged_numbers_are_the_averages_since_the_last_line(monkeypatch):
     def remembering(episodes: Episodes) -> Step:
         step = loss(episodes)
         losses.extend([step.loss.item()] * len(episodes))
-        for row, labels in zip(step.logits, episodes.query_y, strict=True):
+        for row, labels in zip(step.outputs, episodes.query.y, strict=True):
             accuracies.append(sum(int(a.argmax() == b) for a, b in zip(row, labels, strict=True)) / len(labels))
         return step
 
@@ -279,7 +279,7 @@ def test_a_loss_that_is_not_finite_is_one_line_and_saves_nothing(value, monkeypa
     def diverging(episodes: Episodes) -> Step:
         step = loss(episodes)
         factor = value if done.progress.iteration == 1 else 1.0
-        return Step(step.loss * factor, step.logits)
+        return Step(step.loss * factor, step.outputs)
 
     monkeypatch.setattr(done.algorithm, "loss", diverging)
     recorder = Recorder(done, accuracies=[0.5])
@@ -304,5 +304,5 @@ def test_bf16_computes_in_bf16_and_keeps_the_weights_in_fp32(make):
     assert not is_same(done.algorithm.state_dict(), reference.algorithm.state_dict())
     sampler = EpisodeSampler(striped_classes(seed=1), "test", TASK, 0)
     scores = evaluate(done.algorithm, sampler, 30, done.hardware)
-    assert scores.accuracy.dtype == np.float64
-    assert abs(scores.accuracy.mean() - evaluate(done.algorithm, sampler, 30, CPU).accuracy.mean()) < 0.1
+    assert scores["accuracy"].dtype == np.float64
+    assert abs(scores["accuracy"].mean() - evaluate(done.algorithm, sampler, 30, CPU)["accuracy"].mean()) < 0.1

@@ -21,15 +21,15 @@ class Step:
 
     Attributes:
         loss: scalar, the mean over the episodes of the batch.
-        logits: query logits ``[T, N*Q, N]``.
+        outputs: what the network says of the queries, ``[T, B, O]``, without a graph.
         metrics: further scalars to log, by name.
-        labels: int64, what ``logits`` should say, when that is not the query labels of the episodes.
+        targets: what ``outputs`` should be, when that is not the targets of the queries.
     """
 
     loss: Tensor
-    logits: Tensor
+    outputs: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    labels: Tensor | None = None
+    targets: Tensor | None = None
 
 
 class Algorithm(nn.Module, ABC):
@@ -61,32 +61,37 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits ``[T, N*Q, N]`` of any number of ways; changes nothing in the algorithm.
+        """Outputs ``[T, B, O]`` for the queries, such as logits of any number of ways; changes nothing in the algorithm.
 
         Here: `classify` of what `embed` makes of the images.
         """
-        support, query = (self.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (episodes.support_x, episodes.query_x))
-        return self.classify(support, episodes.support_y, query, episodes.ways)
+        support, query = (self.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (episodes.support.x, episodes.query.x))
+        return self.classify(episodes.with_embeddings(support, query))
 
     def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """What the test reports the accuracy along, besides that of `predict`: the points of each curve, by its name."""
+        """What the test reports the headline score along, besides that of `predict`: the points of each curve, by its name."""
         return {}
 
-    def predict_along(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
-        """`predict`, and accuracies ``[T, points]`` in 0..1 for each name of `curve_points`. Not asked if ``embeds``."""
-        return self.predict(episodes), {}
+    def score(self, episodes: Episodes, *, curves: bool = False) -> dict[str, Tensor]:
+        """Every score of the problem, float64 ``[T]`` by name: those of `predict`. Not asked if ``embeds``.
+
+        Args:
+            episodes: what is predicted.
+            curves: also the headline score along each of `curve_points`, ``[T, points]`` by the name of the curve.
+        """
+        return exact_scores(episodes, self.predict(episodes))
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings ``[B, ...]`` of images ``[B, C, H, W]``, each independent of the others; changes nothing."""
         raise NotImplementedError(f"{type(self).__name__}.embed")
 
-    def classify(self, support: Tensor, support_y: Tensor, query: Tensor, ways: int) -> Tensor:
-        """Query logits ``[T, N*Q, N]`` from embeddings.
-
-        Args:
-            support: ``[T, N*K, ...]``.
-            support_y: int64 ``[T, N*K]``, labels 0..N-1.
-            query: ``[T, N*Q, ...]``.
-            ways: N.
-        """
+    def classify(self, episodes: Episodes) -> Tensor:
+        """Query logits ``[T, N*Q, N]`` of episodes whose inputs are embeddings."""
         raise NotImplementedError(f"{type(self).__name__}.classify")
+
+
+def exact_scores(episodes: Episodes, outputs: Tensor) -> dict[str, Tensor]:
+    """The scores of outputs ``[T, B, O]`` for the queries, float64 ``[T]`` by name."""
+    query = episodes.query.map(Tensor.cpu)
+    targets = query.y.double() if query.y.is_floating_point() else query.y
+    return episodes.problem.scores(outputs.cpu().double(), targets, query.mask)

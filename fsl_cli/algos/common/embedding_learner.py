@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step
 from fsl_cli.backbones.batch_norm import Source, statistics_from
-from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes import Episodes, Examples, Task
 from fsl_cli.statistics.classification import cross_entropy
 
 
@@ -48,11 +48,11 @@ class EmbeddingLearner(Algorithm):
     def loss(self, episodes: Episodes) -> Step:
         """`query_loss` of the queries; moves the running averages of batch normalisation."""
         logits = self.query_logits(episodes, "tracked_batch")
-        return Step(self.query_loss(logits, episodes.query_y), logits.detach(), self.learned())
+        return Step(self.query_loss(logits, episodes.query), logits.detach(), self.learned())
 
-    def query_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over queries ``[T, N*Q, N]`` with labels ``[T, N*Q]``; here the cross-entropy."""
-        return cross_entropy(logits, labels).mean()
+    def query_loss(self, logits: Tensor, query: Examples) -> Tensor:
+        """Mean loss of the logits of queries, ``[T, N*Q, N]``; here the cross-entropy."""
+        return cross_entropy(logits, query.y, query.mask).mean()
 
     def learned(self) -> dict[str, Tensor]:
         """Learned numbers to log, by name; here none."""
@@ -75,11 +75,19 @@ class EmbeddingLearner(Algorithm):
 
     def embed_episodes(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Support ``[T, N*K, ...]`` and query embeddings ``[T, N*Q, ...]``, one episode after the other."""
-        both = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        embedded = torch.stack([self.backbone(images) for images in both])
-        shots = episodes.support_x.shape[1]
+        both, shots = episodes.support.followed_by(episodes.query), episodes.support.x.shape[1]
+        embedded = each_alone(self.backbone, both)
         return embedded[:, :shots], embedded[:, shots:]
 
     def compare(self, episodes: Episodes, support: Tensor, query: Tensor) -> Tensor:
         """Query logits ``[T, N*Q, N]`` from the embeddings of the episodes' images; here: `classify`."""
-        return self.classify(support, episodes.support_y, query, episodes.ways)
+        return self.classify(episodes.with_embeddings(support, query))
+
+
+def each_alone(net: nn.Module, examples: Examples) -> Tensor:
+    """What a network makes of the examples of each episode by themselves, ``[T, B, ...]``; zeros where there is none."""
+    if examples.mask is None:
+        return torch.stack([net(x) for x in examples.x])
+    found = [net(x[mask]) for x, mask in zip(examples.x, examples.mask, strict=True)]
+    rows = [each.new_zeros(len(mask), *each.shape[1:]) for each, mask in zip(found, examples.mask, strict=True)]
+    return torch.stack([row.index_put((mask,), each) for row, mask, each in zip(rows, examples.mask, found, strict=True)])

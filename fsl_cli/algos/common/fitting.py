@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fsl_cli.episodes import Examples
 from fsl_cli.inner.adaptation import adapt, autograd_gradient
 from fsl_cli.inner.update_rules import Parameters, UpdateRule, parameters_in
 from fsl_cli.statistics.classification import cross_entropy
@@ -14,7 +15,7 @@ Logits = Callable[[Parameters, Tensor], Tensor]
 
 
 def fitted(
-    logits: Logits, start: Parameters, features: Tensor, labels: Tensor, *, rule: UpdateRule, lr: float, steps: int
+    logits: Logits, start: Parameters, features: Tensor, support: Examples, *, rule: UpdateRule, lr: float, steps: int
 ) -> Parameters:
     """Full-batch gradient descent on the cross-entropy of each task's own images.
 
@@ -22,7 +23,7 @@ def fitted(
         logits: parameters and features to logits ``[T, B, N]``, each task's from its own.
         start: parameters before the first step, ``[T, ...]`` each.
         features: ``[T, B, D]``.
-        labels: int64 ``[T, B]``.
+        support: the examples that the features are of.
         rule: what a step makes of a gradient.
         lr: step size, > 0.
         steps: how many, >= 0.
@@ -32,7 +33,7 @@ def fitted(
     """
 
     def loss(parameters: Parameters) -> Tensor:
-        return cross_entropy(logits(parameters, features.detach()), labels).sum()  # of independent tasks
+        return cross_entropy(logits(parameters, features.detach()), support.y, support.mask).sum()  # of independent tasks
 
     def gradient(parameters: Parameters, step: int) -> Parameters:
         return autograd_gradient(loss, parameters, first_order=True)

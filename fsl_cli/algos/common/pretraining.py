@@ -47,10 +47,10 @@ class Pretrained(Algorithm):
         Returns:
             Logits ``[T, 2 * train_ways, classes]`` with their labels.
         """
-        images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        labels = episodes.classes.gather(1, torch.cat([episodes.support_y, episodes.query_y], dim=1))
+        images = torch.cat([episodes.support.x, episodes.query.x], dim=1)
+        labels = episodes.classes.gather(1, torch.cat([episodes.support.y, episodes.query.y], dim=1))
         logits = torch.stack([self._logits(batch) for batch in images])  # each mini-batch is normalised by itself
-        return Step(F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits.detach(), labels=labels)
+        return Step(F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits.detach(), targets=labels)
 
     def _logits(self, images: Tensor) -> Tensor:
         with statistics_from(self.backbone, "tracked_batch"):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step
+from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step, exact_scores
 from fsl_cli.backbones.batch_norm import Source, statistics_from
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.episodes.randomness import permutations
@@ -126,8 +126,10 @@ class SequenceLearner(Algorithm):
         return {"instance": range(1, min(INSTANCES, task.shots + task.queries) + 1)}
 
     @torch.no_grad()
-    def predict_along(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
-        """`predict`, and the accuracy on the 1st, 2nd, ... image of a class, in a sequence of each class's first images."""
+    def score(self, episodes: Episodes, *, curves: bool = False) -> dict[str, Tensor]:
+        """With ``curves`` also the accuracy on the 1st, 2nd, ... image of a class, in a sequence of each class's first ones."""
+        if not curves:
+            return super().score(episodes)
         support, query = self.embedding(episodes)
         answers = self.answer(support, query.features, episodes.seeds)[..., : episodes.ways]
         images = support.followed_by(query)
@@ -135,7 +137,7 @@ class SequenceLearner(Algorithm):
         used = (instances(images.labels) <= points).nonzero()[:, 1].view(len(episodes), -1)
         images = images.ordered(used.gather(1, permutations(episodes.seeds, used.shape[1], "sequence")))
         logits = self.follow(images)[..., : episodes.ways].cpu().double()
-        return answers, {"instance": by_instance(logits, images.labels.cpu(), points)}
+        return {**exact_scores(episodes, answers), "instance": by_instance(logits, images.labels.cpu(), points)}
 
     def follow(self, images: Labelled) -> Tensor:
         """Logits ``[T, S, ways]`` at every step of a sequence, each before its label is seen."""
@@ -181,10 +183,10 @@ class Embedding(nn.Module):
 
     def forward(self, episodes: Episodes) -> tuple[Labelled, Labelled]:
         """Support and query images of the episodes."""
-        images, shots = torch.cat([episodes.support_x, episodes.query_x], 1), episodes.support_x.shape[1]
+        images, shots = torch.cat([episodes.support.x, episodes.query.x], 1), episodes.support.x.shape[1]
         with statistics_from(self.backbone, self.source, shots):
             both = self.norm(torch.stack([self.backbone(each) for each in images]))
-        return Labelled(both[:, :shots], episodes.support_y), Labelled(both[:, shots:], episodes.query_y)
+        return Labelled(both[:, :shots], episodes.support.y), Labelled(both[:, shots:], episodes.query.y)
 
 
 def one_hot(labels: Tensor, ways: int, dtype: torch.dtype) -> Tensor:

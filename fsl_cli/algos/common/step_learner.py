@@ -1,4 +1,4 @@
-"""What methods that adapt to a task in steps share: options, engine, predictions, the accuracy after each number of steps."""
+"""What methods that adapt to a task in steps share: options, engine, predictions, their scores after each number of steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from annotated_types import Ge, Len
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import Algorithm
+from fsl_cli.algos.common.algorithm import Algorithm, exact_scores
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
 from fsl_cli.inner.engines import ENGINES, EngineName, tasks_engine
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
-from fsl_cli.inner.tasks import Tasks
+from fsl_cli.inner.tasks import TaskBatch
 from fsl_cli.inner.update_rules import InnerOptimizer, UpdateRule, update_rule
-from fsl_cli.statistics import classification as metrics
 
 StepCount = Annotated[int, Ge(0)]
 TestSteps = StepCount | Annotated[list[StepCount], Len(1)] | None
@@ -96,35 +95,35 @@ class StepLearner(Algorithm):
         sizes = [dict.fromkeys((name for name, _ in net.named_parameters()), lr)]
         return InnerLoop(net, "all", sizes, first_order=True, transductive=self.transductive, rule=self.rule)
 
-    def tasks(self, episodes: Episodes) -> Tasks:
+    def tasks(self, episodes: Episodes) -> TaskBatch:
         """The tasks of the episodes, augmented, before the first step."""
-        return self._tasks_of(self.inner_loop(episodes.ways), self.augmented(episodes))
+        return self._tasks_of(self.inner_loop(episodes.problem.outputs), self.augmented(episodes))
 
     def augmented(self, episodes: Episodes) -> Episodes:
         """The episodes with changed copies of their support images."""
         return with_augmented_support(episodes, *self.augmentation)
 
-    def logits_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Query logits ``[len(steps), T, N*Q, N]`` after each number of steps, ascending, as in tests."""
-        return self._engine.run(self.inner_loop(episodes.ways), self.augmented(episodes), steps)
+    def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
+        """Query outputs ``[len(steps), T, B, O]`` after each number of steps, ascending, as in tests."""
+        return self._engine.run(self.inner_loop(episodes.problem.outputs), self.augmented(episodes), steps)
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits after the last of `test_steps`."""
-        return self.logits_after(episodes, self.test_steps[-1:])[-1]
+        """Query outputs after the last of `test_steps`."""
+        return self.outputs_after(episodes, self.test_steps[-1:])[-1]
 
     def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
         """``inner_steps``: the numbers of steps, if there are several."""
         return {"inner_steps": self.test_steps} if len(self.test_steps) > 1 else {}
 
     @torch.no_grad()
-    def predict_along(self, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
-        """`predict`, and the accuracy, float64 ``[T, points]``, after each number of steps, if there are several."""
-        logits, labels = self.logits_after(episodes, self.test_steps), episodes.query_y.cpu()
-        if len(logits) == 1:
-            return logits[0], {}
-        accuracies = [metrics.accuracy(each, labels) for each in logits.cpu().double()]
-        return logits[-1], {"inner_steps": torch.stack(accuracies, dim=1)}
+    def score(self, episodes: Episodes, *, curves: bool = False) -> dict[str, Tensor]:
+        """The scores of `predict`, and with ``curves`` the headline score after each number of steps, if there are several."""
+        if not curves or len(self.test_steps) == 1:
+            return super().score(episodes)
+        scores = [exact_scores(episodes, each) for each in self.outputs_after(episodes, self.test_steps)]
+        headline = episodes.problem.headline.name
+        return {**scores[-1], "inner_steps": torch.stack([each[headline] for each in scores], dim=1)}
 
 
 def steps_in_test(test_inner_steps: int | list[int] | None, inner_steps: int) -> list[int]:

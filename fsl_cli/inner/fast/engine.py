@@ -14,10 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsl_cli.episodes import Episodes
+from fsl_cli.episodes import Episodes, Problem
 from fsl_cli.errors import FslError
 from fsl_cli.inner.adaptation import of_step
 from fsl_cli.inner.fast.layers import Saved
@@ -25,7 +24,7 @@ from fsl_cli.inner.fast.network import Network
 from fsl_cli.inner.fast.products import to_shape_of
 from fsl_cli.inner.fast.translation import network_of
 from fsl_cli.inner.inner_loop import InnerLoop
-from fsl_cli.inner.tasks import Tasks
+from fsl_cli.inner.tasks import TaskBatch
 from fsl_cli.inner.update_rules import Parameters
 
 
@@ -36,19 +35,19 @@ def check_supported(inner: InnerLoop) -> None:
         raise FslError(what, where="hardware.engine", hint="leave it at auto, or use vmap")
 
 
-class FastTasks(Tasks):
-    """Tasks of a network of layers with derivatives written out, all of them at once."""
+class FastTaskBatch(TaskBatch):
+    """TaskBatch of a network of layers with derivatives written out, all of them at once."""
 
     def __init__(self, inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> None:
         super().__init__(inner, episodes, batches)
-        support_x, self._query_x, body = episodes.support_x, episodes.query_x, inner.net.body
+        support_x, self._query_x, body = episodes.support.x, episodes.query.x, inner.net.body
         if inner.module is inner.net.head:  # the features do not change while the head adapts: compute them once
             fast_body = FastModule(body)
             self._query_x = inner.query_outputs(body, fast_body, support_x, self._query_x, axis=1)
             support_x = fast_body(support_x)
         self._support_x, self._fast = support_x, FastModule(inner.module)
         self._prepared = self._fast.network.prepare(support_x)
-        self._targets = F.one_hot(episodes.support_y, episodes.ways).to(support_x.dtype)
+        self._targets = episodes.problem.encoded(episodes.support.y, support_x.dtype)
         self._step_weights = [self.pack(inner.local(each)) for each in inner.step_weights]
         names = self.pack(inner.local(of_step(inner.step_sizes, 0)))
         self.start = {name: self._fast.weights[name] for name in names}
@@ -58,25 +57,34 @@ class FastTasks(Tasks):
         return self._fast.network.pack(values)
 
     def gradient(self, adapted: Parameters, step: int, *, first_order: bool) -> Parameters:
-        """See `Tasks`."""
+        """See `TaskBatch`."""
         x, targets = self.rows_of(self._prepared, step), self.rows_of(self._targets, step)
-        loss = SupportLoss(self._fast.network, self._weights(step), x, targets)
+        network, problem = self._fast.network, self.episodes.problem
+        loss = SupportLoss(network, self._weights(step), x, problem, targets, self._row_weights(step, x.shape[1]))
         return loss.gradient(adapted, first_order=first_order)
 
     def support_loss(self, adapted: Parameters, step: int) -> Tensor:
-        """See `Tasks`."""
-        x, targets = self.rows_of(self._prepared, step), self.rows_of(self._targets, step)
-        logits = self._fast.of_prepared(x, self._weights(step) | adapted)
-        return -(targets * logits.log_softmax(-1)).sum(-1).mean(-1)
+        """See `TaskBatch`."""
+        support = self.episodes.support
+        outputs = self._fast.of_prepared(self.rows_of(self._prepared, step), self._weights(step) | adapted)
+        mask = None if support.mask is None else self.rows_of(support.mask, step)
+        return self.episodes.problem.loss(outputs, self.rows_of(support.y, step), mask)
 
-    def query_logits(self, adapted: Parameters, step: int) -> Tensor:
-        """See `Tasks`."""
+    def _row_weights(self, step: int, count: int) -> Tensor | float:
+        """What each support example counts in the loss of a step: as much as any other, and nothing where there is none."""
+        if self.episodes.support.mask is None:
+            return 1 / count
+        mask = self.rows_of(self.episodes.support.mask, step).to(self._targets.dtype)
+        return (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
+
+    def query_outputs(self, adapted: Parameters, step: int) -> Tensor:
+        """See `TaskBatch`."""
         forward = partial(self._fast, weights=self._weights(step) | adapted)
         return self.inner.query_outputs(self.inner.module, forward, self._support_x, self._query_x, axis=1)
 
     def support_features(self) -> Tensor:
-        """See `Tasks`."""
-        return FastModule(self.inner.net.body)(self.episodes.support_x)
+        """See `TaskBatch`."""
+        return FastModule(self.inner.net.body)(self.episodes.support.x)
 
     def _weights(self, step: int) -> Parameters:
         return self._fast.weights | of_step(self._step_weights, step)
@@ -113,19 +121,23 @@ class FastModule:
 
 @dataclass(frozen=True)
 class SupportLoss:
-    """Cross-entropy of the support sets of T tasks.
+    """The loss of the support sets of T tasks.
 
     Attributes:
         network: the layers.
         weights: all weights, the adapted ones with the values they start from.
-        x: prepared support images.
-        targets: one-hot ``[T, B, N]``.
+        x: prepared support examples.
+        problem: what the loss is.
+        targets: `Problem.encoded` targets ``[T, B, O]``.
+        row_weights: what each example counts, ``[T, B, 1]`` or one number.
     """
 
     network: Network
     weights: Parameters
     x: Tensor
+    problem: Problem
     targets: Tensor
+    row_weights: Tensor | float
 
     def gradient(self, adapted: Parameters, *, first_order: bool) -> Parameters:
         """Gradient of each task's loss by ``adapted``, one for each task; differentiable once unless ``first_order``."""
@@ -163,12 +175,12 @@ class _SupportGradient(torch.autograd.Function):
         ctx: Any, loss: SupportLoss, adapted: tuple[str, ...], names: tuple[str, ...], x: Tensor, *values: Tensor
     ) -> tuple[Tensor, ...]:
         w = dict(zip(names, values, strict=True))
-        logits, saved = loss.network.forward(w, x)
-        probabilities = logits.softmax(-1)
-        dlogits = (probabilities - loss.targets) / logits.shape[1]
-        _, dw = loss.network.backward(w, dlogits, saved, need_dx=False)
-        ctx.network, ctx.adapted, ctx.names, ctx.autocast = loss.network, adapted, names, _autocast(x)
-        _keep(ctx, values, [*saved, {"probabilities": probabilities}])
+        outputs, saved = loss.network.forward(w, x)
+        of_loss: Saved = {}
+        doutputs = loss.problem.loss_gradient(outputs, loss.targets, loss.row_weights, of_loss)
+        _, dw = loss.network.backward(w, doutputs, saved, need_dx=False)
+        ctx.loss, ctx.adapted, ctx.names, ctx.autocast = loss, adapted, names, _autocast(x)
+        _keep(ctx, values, [*saved, of_loss])
         return tuple(dw[name] for name in adapted)
 
     @staticmethod
@@ -177,12 +189,11 @@ class _SupportGradient(torch.autograd.Function):
         values, (*saved, of_loss) = _kept(ctx)
         w = dict(zip(ctx.names, values, strict=True))
         tw = dict(zip(ctx.adapted, direction, strict=True))
-        probabilities = of_loss["probabilities"]
+        network, problem = ctx.loss.network, ctx.loss.problem
         with torch.autocast(*ctx.autocast):
-            tlogits = ctx.network.forward_tangent(w, tw, saved)
-            centred = tlogits - (probabilities * tlogits).sum(-1, keepdim=True)
-            tdlogits = probabilities * centred / tlogits.shape[1]
-            tdx, tdw = ctx.network.backward_tangent(w, tw, tdlogits, saved, need_dx=ctx.needs_input_grad[3])
+            toutputs = network.forward_tangent(w, tw, saved)
+            tdoutputs = problem.loss_gradient_tangent(toutputs, ctx.loss.row_weights, of_loss)
+            tdx, tdw = network.backward_tangent(w, tw, tdoutputs, saved, need_dx=ctx.needs_input_grad[3])
         return None, None, None, tdx, *(tdw[name] for name in ctx.names)
 
 

@@ -1,0 +1,76 @@
+"""What a score is called, which way is better, and how it is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number by which predictions are judged.
+
+    Attributes:
+        name: its key in ``results.json`` and in the logs.
+        higher_is_better: which of two values is the better one.
+        unit: ``%``: a fraction in 0..1 that is written as a percentage; empty: written as it is.
+    """
+
+    name: str
+    higher_is_better: bool
+    unit: str = ""
+
+    def number(self, value: float, digits: int | None = None) -> str:
+        """A value as it is written, without its unit.
+
+        Args:
+            value: the value.
+            digits: behind the decimal point; None: two of a percentage, four significant digits of anything else.
+        """
+        if self.unit == "%":
+            return f"{100 * value:.{2 if digits is None else digits}f}"
+        return f"{value:#.4g}".rstrip(".") if digits is None else f"{value:.{digits}f}"
+
+    def text(self, mean: float, ci95: float | None = None) -> str:
+        """``accuracy 93.67 ± 0.36 %`` without the name: a value, its interval and its unit."""
+        parts = [self.number(mean)] if ci95 is None else [self.number(mean), "±", self.half_width(mean, ci95)]
+        return " ".join([*parts, *([self.unit] if self.unit else [])])
+
+    def half_width(self, mean: float, ci95: float) -> str:
+        """Half the width of an interval with as many decimals as its mean has, without its unit."""
+        text = self.number(mean)
+        if self.unit == "%" or "e" in text:
+            return self.number(ci95)
+        return self.number(ci95, len(text.partition(".")[2]))
+
+    @property
+    def label(self) -> str:
+        """Name and unit, as in the head of a column: ``accuracy %``."""
+        return f"{self.name} {self.unit}".strip()
+
+    @property
+    def worst(self) -> float:
+        """What every value is better than."""
+        return -math.inf if self.higher_is_better else math.inf
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether ``one`` is better than ``other``."""
+        return one > other if self.higher_is_better else one < other
+
+
+ACCURACY = Score("accuracy", higher_is_better=True, unit="%")
+LOSS = Score("loss", higher_is_better=False)
+MSE = Score("mse", higher_is_better=False)
+
+
+def mean_over_rows(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the last axis, ``[..., B]`` to ``[...]``, of the entries where ``mask``, bool ``[..., B]``, is true.
+
+    At least one entry of each row must be; None: all are.
+    """
+    if mask is None:
+        return values.mean(-1)
+    return torch.where(mask, values, 0).sum(-1) / mask.sum(-1)
