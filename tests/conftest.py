@@ -45,6 +45,7 @@ def quiet_environment(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
         patch.delenv("WANDB_API_KEY", raising=False)
+        patch.delenv("FSL_PLUGINS", raising=False)
         yield
 
 

@@ -13,6 +13,7 @@ import platformdirs
 from fsl_cli.errors import FslError
 from fsl_cli.results.environment import PACKAGES, git_commit, version
 from fsl_cli.results.run_folder import check_writable
+from fsl_cli.settings.plugins import plugins
 from fsl_cli.settings.resolve import folder
 from fsl_cli.show import console
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments:
         raise FslError("fsl doctor takes no arguments", where=arguments[0])
     problems: list[str] = []
-    rows = [*_versions(problems), *_device(problems), *_folders(problems), _wandb()]
+    rows = [*_versions(problems), *_plugins(problems), *_device(problems), *_folders(problems), _wandb()]
     console.table("fsl doctor", ("what", "found"), rows)
     for problem in problems:
         console.fail(problem)
@@ -42,6 +43,14 @@ def _versions(problems: list[str]) -> list[tuple[str, str]]:
         note = "not installed: make setup builds it; needed by backbones resnet12, wrn28 and engine=learn2learn"
         rows.append((name, found or (note if name == "learn2learn" else "not installed")))
     return rows
+
+
+def _plugins(problems: list[str]) -> list[tuple[str, str]]:
+    try:
+        return [(f"plug-in {each.name}", f"{each.distribution or 'FSL_PLUGINS'}: {each.conf.parent}") for each in plugins()]
+    except FslError as error:
+        problems.append(str(error))
+        return []
 
 
 def _device(problems: list[str]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsl_cli.compute import processes
+from fsl_cli.settings.plugins import Plugin, plugins
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,20 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "packages": {name: version(name) for name in PACKAGES},
+        "plugins": {plugin.name: plugin_version(plugin) for plugin in plugins()},
+    }
+
+
+def plugin_version(plugin: Plugin) -> dict[str, str | None]:
+    """What identifies the code of a plug-in: version if installed, git commit of its folder, hash of code and configuration."""
+    digest = hashlib.sha256()
+    for path in sorted(plugin.files()):
+        digest.update(path.read_bytes())
+    return {
+        "version": version(plugin.distribution) if plugin.distribution else None,
+        "git_commit": _commit(plugin.root) if plugin.root else None,
+        "digest": digest.hexdigest()[:16],
+        "conf": str(plugin.conf),
     }
 
 
@@ -51,11 +67,14 @@ def version(package: str) -> str | None:
 def git_commit() -> str | None:
     """Commit of the checkout this code runs from, ``+changes`` when it has uncommitted ones; None outside a checkout."""
     root = Path(__file__).parent.parent.parent
-    if not (root / ".git").exists():
-        return None
+    return _commit(root) if (root / ".git").exists() else None
+
+
+def _commit(root: Path) -> str | None:
+    """The git commit of a folder, ``+changes`` when it has uncommitted ones; None when git knows nothing of it."""
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

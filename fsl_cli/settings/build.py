@@ -11,6 +11,7 @@ import importlib
 import inspect
 import typing
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -18,8 +19,9 @@ from typing_extensions import NotRequired, Required, Unpack
 
 from fsl_cli.errors import FslError, close_match, first_line, raise_all
 from fsl_cli.settings.conf_files import RESERVED
+from fsl_cli.settings.plugins import VARIABLE, Plugin, plugin_of, plugins
 
-# Hydra's _target_ runs whatever it names, and configs travel with run folders: accept no other code.
+# Hydra's _target_ runs whatever it names, and configs travel with run folders: accept no other code, besides the plug-ins.
 ALLOWED = ("fsl_cli.", "torch.optim.")
 
 
@@ -29,17 +31,43 @@ def target_of(node: Mapping[str, Any], where: str) -> type:
     Raises:
         FslError: there is no ``_target_``, it is not in an allowed package, or it is not a class of that package.
     """
-    target = node.get("_target_")
-    if not isinstance(target, str) or not target.startswith(ALLOWED) or target.count(".") < 2:
-        raise FslError(f"{target!r} may not be built", where=f"{where}._target_", hint=f"allowed: {'*, '.join(ALLOWED)}*")
+    target, where = node.get("_target_"), f"{where}._target_"
+    if not isinstance(target, str) or target.count(".") < 1:
+        raise _not_allowed(target, where)
+    plugin = None
+    if not (target.startswith(ALLOWED) and target.count(".") >= 2):
+        plugin = plugin_of(target)
+        if plugin is None:
+            raise _not_allowed(target, where)
+    allowed = tuple(f"{package}." for package in plugin.packages) if plugin else ALLOWED
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise FslError(f"there is no {target}", where=f"{where}._target_", hint=str(error)) from error
-    if not inspect.isclass(found) or inspect.isabstract(found) or not found.__module__.startswith(ALLOWED):
-        raise FslError(f"{target} may not be built", where=f"{where}._target_", hint="name a class of that package")
+        raise FslError(f"there is no {target}", where=where, hint=str(error)) from error
+    if not inspect.isclass(found) or inspect.isabstract(found) or not f"{found.__module__}.".startswith(allowed):
+        raise FslError(f"{target} may not be built", where=where, hint="name a class of that package")
+    if plugin:
+        _check_origin(found, plugin, where)
     return found
+
+
+def _not_allowed(target: object, where: str) -> FslError:
+    """The `FslError` for a target of a package that neither belongs to fsl nor is a plug-in here."""
+    known = "*, ".join([*ALLOWED, *(f"{package}." for plugin in plugins() for package in plugin.packages)])
+    hint = f"allowed: {known}*"
+    if isinstance(target, str) and "." in target and not target.startswith(ALLOWED):
+        package = target.split(".")[0]
+        hint += f"; if you trust package {package}, install it as a plug-in or name it: {VARIABLE}={package}, or its folder"
+    return FslError(f"{target!r} may not be built", where=where, hint=hint)
+
+
+def _check_origin(found: type, plugin: Plugin, where: str) -> None:
+    """Raise `FslError` if another package of the same name was imported in the place of a folder's."""
+    file = getattr(importlib.import_module(found.__module__), "__file__", None)
+    if plugin.root and not (file and Path(file).resolve().is_relative_to(plugin.root.resolve())):
+        what = f"{found.__module__} was imported from {file}, not from {plugin.root}"
+        raise FslError(what, where=where, hint="two packages have the same name: rename yours")
 
 
 def check(node: Mapping[str, Any], where: str, runtime: Collection[str]) -> list[FslError]:

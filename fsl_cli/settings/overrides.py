@@ -8,15 +8,31 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl_cli.errors import FslError, close_match, first_line, raise_all
-from fsl_cli.settings.conf_files import GROUPS, RESERVED, choices, conf_dir
+from fsl_cli.settings.conf_files import GROUPS, RESERVED, choices, conf_dir, conf_dirs
+
+
+class PluginSearchPath(SearchPathPlugin):
+    """Makes Hydra look for group members in the ``conf`` folders of plug-ins, after that of fsl."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra whenever it starts."""
+        for folder, plugin in conf_dirs().items():
+            if plugin:
+                search_path.append(plugin, f"file://{folder}")
+
+
+Plugins.instance().register(PluginSearchPath)
 
 _FLAGS_WITH_VALUE = {
     "--cfg",
