@@ -1,6 +1,7 @@
-"""What two processes do together, checked in both of them; started once, by torchrun, from `tests/cli/test_processes.py`.
+"""What two processes do together, checked in both of them; started once, from `tests/cli/test_processes.py`.
 
-Each check compares with one process, computed here by both. A check that fails ends the process, torchrun ends the other.
+Each check compares with one process, computed here by both. A check that fails ends its process, and the other one as soon as
+that waits for it.
 """
 
 from __future__ import annotations
@@ -344,5 +345,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     sys.exit(processes.run(lambda: main(Path(sys.argv[1]))))

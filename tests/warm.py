@@ -20,6 +20,7 @@ import socket
 import struct
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Warm:
         path.chmod(0o755)
 
     def start(self, *words: str, cwd: Path, log: Path, module: str = "fsl_cli", **environment: str) -> Process:
-        """``python -m module`` with these words; what it prints goes to the file ``log``."""
+        """``python -m module`` with these words, or ``python -c`` with code; what it prints goes to the file ``log``."""
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(str(self._socket))
         request = json.dumps([module, words, str(cwd), {**os.environ, **environment}]).encode()
@@ -98,7 +99,7 @@ def _serve(path: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks that attend to requests
     print("ready", flush=True)
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
@@ -137,13 +138,18 @@ def _run(module: str, words: list[str], folder: str, environment: Mapping[str, s
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [module, *words]
+    sys.argv = ["-c", *words[1:]] if module == "-c" else [module, *words]
     code: object = 1
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            exec(compile(words[0], "<code>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as ended:
         code = ended.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(BrokenPipeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import two_processes
 from command_line import merged, metrics, results, shell
+from warm import Warm
 
 from fsl_cli.compute.processes import Processes
 
@@ -21,10 +23,24 @@ WORDS = ("algo=protonet", "algo.train_ways=8", "train.meta_batch=4", "hardware.t
 
 
 def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    tests = str(Path(__file__).parents[1])
-    path = os.pathsep.join([tests, str(Path(tests).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
-    return shell(*launcher, *words, cwd=cwd, PYTHONPATH=path, OMP_NUM_THREADS="1")
+    return shell(*launcher, *words, cwd=cwd, PYTHONPATH=path)
+
+
+def both(warm: Warm, module: str, *words: str, cwd: Path) -> str:
+    """What two forks that find each other as those of torchrun do write to stderr and stdout, the first one's first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    logs = [cwd / f"{rank}.log" for rank in (0, 1)]
+    forks = [
+        warm.start(*words, module=module, cwd=cwd, log=log, RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        for rank, log in enumerate(logs)
+    ]
+    for fork in forks:
+        fork.wait()
+    return "".join(log.read_text() for log in logs)
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -62,7 +78,7 @@ def test_torchrun_gives_the_run_of_one_process(small, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def checked(warm, tmp_path_factory) -> tuple[Path, str]:
     """Everything in `two_processes`, from one start."""
     folder = tmp_path_factory.mktemp("two")
     common = [*merged(WORDS)]
@@ -79,16 +95,16 @@ def checked(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         ["train", *common, "hydra.run.dir=${now:%f}_${now:%H}", "train.iterations=1"],
     ]
     (folder / "commands.json").write_text(json.dumps(lines))
-    return folder, torchrun(two_processes.__file__, str(folder), cwd=folder)
+    return folder, both(warm, "two_processes", str(folder), cwd=folder)
 
 
 @pytest.mark.parametrize("name", [each.__name__ for each in two_processes.CHECKS])
 def test_two_processes(checked, name):
-    folder, done = checked
+    folder, said = checked
     for rank in (0, 1):
         failed = folder / f"{name}.{rank}.failed"
         assert not failed.exists(), failed.read_text()
-        assert (folder / f"{name}.{rank}.passed").exists(), done.stderr
+        assert (folder / f"{name}.{rank}.passed").exists(), said
 
 
 def test_resumed_and_tested_by_two_processes(checked, small, fsl):
@@ -104,9 +120,9 @@ def test_resumed_and_tested_by_two_processes(checked, small, fsl):
 
 
 def test_errors_are_said_once_and_end_all(checked):
-    folder, done = checked
+    folder, printed = checked
     assert json.loads((folder / "codes.json").read_text()) == [[0, 0]] * 3 + [[2, 2]] * 5 + [[0, 0]]
-    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    said = [line for line in printed.splitlines() if line.startswith("error:")]
     for line, part in zip(
         said,
         (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +80,12 @@ print(json.dumps([drawn.digest(50), drawn.indices(7, 3).images.tolist(), drawn.b
 """
 
 
-def test_a_fresh_process_draws_the_same_episodes():
+def test_a_fresh_process_draws_the_same_episodes(warm, tmp_path):
     script = FRESH_PROCESS.format(tests=str(Path(__file__).parents[1]), split=SPLIT, seed=SEED)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert warm.start(script, module="-c", cwd=tmp_path, log=tmp_path / "log").wait() == 0
     here = sampler()
     drawn = here.indices(7, 3).images.tolist()
-    assert json.loads(done.stdout) == [here.digest(50), drawn, here.batch(7, 3).query.x.sum().item()]
+    assert json.loads((tmp_path / "log").read_text()) == [here.digest(50), drawn, here.batch(7, 3).query.x.sum().item()]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -186,15 +184,14 @@ wandb: {tags: []}
 """
 
 
-def test_jobs_are_those_that_hydra_runs(tmp_path):
+def test_jobs_are_those_that_hydra_runs(warm, tmp_path):
     """An application of Hydra's with the same keys, which says the overrides of every job it runs."""
     (tmp_path / "algo").mkdir()
     for name in ("maml", "protonet"):
         (tmp_path / "algo" / f"{name}.yaml").write_text(f"name: {name}\n")
     (tmp_path / "app.yaml").write_text(SMALL_APP)
-    command = [sys.executable, "-c", HYDRAS_OWN, json.dumps(SWEEPS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    hydras = [json.loads(line) for line in done.stdout.splitlines()]
+    assert warm.start(HYDRAS_OWN, json.dumps(SWEEPS), module="-c", cwd=tmp_path, log=tmp_path / "log").wait() == 0
+    hydras = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert hydras == [overrides.jobs(words) for words in SWEEPS]
     assert [len(jobs) for jobs in hydras] == [1, 3, 4, 6, 12, 4]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 import warnings
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from warm import Process, Warm
 
 from fsl_cli.datasets.pack import PackSource, pack_key, packed_counts, packed_split
 from fsl_cli.errors import FslError
@@ -182,26 +181,25 @@ SLOW = textwrap.dedent(
 )
 
 
-def slow_packing(cache: Path, seconds: float) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", SLOW, str(cache), str(seconds)], stdout=subprocess.PIPE, text=True)
+def slow_packing(warm: Warm, cache: Path, seconds: float, log: Path) -> Process:
+    return warm.start(SLOW, str(cache), str(seconds), module="-c", cwd=cache, log=log)
 
 
-def test_processes_that_start_together_pack_once(tmp_path: Path) -> None:
-    processes = [slow_packing(tmp_path, 0.1) for _ in range(2)]
-    lines = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+def test_processes_that_start_together_pack_once(warm: Warm, tmp_path: Path) -> None:
+    logs = [tmp_path / "one", tmp_path / "other"]
+    processes = [slow_packing(warm, tmp_path, 0.05, log) for log in logs]
+    assert [process.wait() for process in processes] == [0, 0]
+    lines = [log.read_text().splitlines()[-1] for log in logs]
     assert lines == [f"sum {2 * 35 * sum(range(10))}"] * 2
     assert (tmp_path / "packed").read_text() == "once\n"
 
 
-def test_killed_packing_leaves_no_half_pack(tmp_path: Path) -> None:
-    process = slow_packing(tmp_path, 0.2)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line == "4\n":
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_killed_packing_leaves_no_half_pack(warm: Warm, tmp_path: Path) -> None:
+    process = slow_packing(warm, tmp_path, 0.1, tmp_path / "log")
+    while "4\n" not in (tmp_path / "log").read_text():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not pack_folder(tmp_path).exists()
     assert list((tmp_path / "packs").glob("*.tmp"))  # it was killed in the middle, not before or after
 
