@@ -266,7 +266,7 @@ def a_loss_that_is_not_finite_in_one_ends_both(folder: Path) -> None:
     done = new_training(meta_sgd, processes.current(), meta_batch=2)
     if processes.current().rank == 1:
         loss = done.algorithm.loss
-        done.algorithm.loss = lambda episodes: Step(loss(episodes).loss * np.nan, loss(episodes).logits)  # type: ignore[method-assign]
+        done.algorithm.loss = lambda episodes: Step(loss(episodes).loss * np.nan, loss(episodes).outputs)  # type: ignore[method-assign]
     with pytest.raises(FslError, match="the loss is nan at iteration 2"):
         finish(done)
 
