@@ -12,7 +12,7 @@ from problems import TinyNet, changed, random_episodes
 from small_training import accuracy, is_at_chance, noise_classes, train
 
 from fsl_cli.algos.common.algorithm import Algorithm
-from fsl_cli.algos.common.sequences import Cell, SequenceLearner
+from fsl_cli.algos.common.cell_learner import Cell, CellLearner
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.episodes.class_images import ClassImages
@@ -125,7 +125,7 @@ def features(algorithm: Algorithm, episodes: Episodes, task: int, batch_norm: st
     return torch.stack(list(map(feature, support))).detach(), torch.stack(list(map(feature, query))).detach()
 
 
-def check_episode_the_slow_way(make: type[SequenceLearner], batch_norm: str, **options: Any) -> None:
+def check_episode_the_slow_way(make: type[CellLearner], batch_norm: str, **options: Any) -> None:
     """Every query by itself at the end of its own sequence, from the start, one image after the other."""
     algorithm, episodes = with_tiny_net(make, batch_norm=batch_norm, **options), seeded(random_episodes())
     logits = algorithm.predict(episodes)

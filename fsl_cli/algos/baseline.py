@@ -28,59 +28,32 @@ interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=ba
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.fitting import fitted
-from fsl_cli.algos.common.full_precision import full_precision
-from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
-from fsl_cli.episodes import Episodes
-from fsl_cli.inner.update_rules import Momentum, Parameters
+from fsl_cli.algos.common.fitting import FittedHead, FittingOptions
+from fsl_cli.algos.common.pretraining import LinearHead
+from fsl_cli.inner.update_rules import Parameters
 
 
-class Baseline(Pretrained):
+class Baseline(FittedHead):
     """Classifies by a linear classifier fitted to pre-trained features.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
         classes: of the training split.
-        train_ways: classes of a training mini-batch, two images each.
-        test_steps: gradient steps on the support set.
-        test_lr: their step size.
-        test_momentum: in 0..1.
-        test_dampening: of the momentum, in 0..1.
-        test_weight_decay: of the new classifier.
+        options: see `FittingOptions`.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        features: int,
-        classes: int,
-        *,
-        train_ways: Annotated[int, Ge(2)] = 64,
-        test_steps: Annotated[int, Ge(1)] = 100,
-        test_lr: Annotated[float, Gt(0)] = 0.01,
-        test_momentum: Annotated[float, Ge(0), Le(1)] = 0.9,
-        test_dampening: Annotated[float, Ge(0), Le(1)] = 0.9,
-        test_weight_decay: Annotated[float, Ge(0)] = 0.001,
-    ) -> None:
-        super().__init__(backbone, LinearHead(features, classes), train_ways)
-        self.test_steps, self.test_lr = test_steps, test_lr
-        self.rule = Momentum(test_weight_decay, test_momentum, test_dampening)
+    def __init__(self, backbone: nn.Module, features: int, classes: int, **options: Unpack[FittingOptions]) -> None:
+        super().__init__(backbone, LinearHead(features, classes), **options)
 
-    def classify(self, episodes: Episodes) -> Tensor:
-        """``W x + b`` after fitting."""
-        with full_precision(episodes.support.x, episodes.query.x) as (support, query):
-            tasks, _, width = support.shape
-            start = {"weight": support.new_zeros(tasks, episodes.ways, width), "bias": support.new_zeros(tasks, episodes.ways)}
-            head = fitted(linear, start, support, episodes.support, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
-            return linear(head, query)
+    def new_head(self, support: Tensor, ways: int) -> Parameters:
+        """Zeros."""
+        tasks, _, width = support.shape
+        return {"weight": support.new_zeros(tasks, ways, width), "bias": support.new_zeros(tasks, ways)}
 
-
-def linear(head: Parameters, features: Tensor) -> Tensor:
-    """``W x + b``: ``weight [T, N, D]``, ``bias [T, N]`` and features ``[T, B, D]`` to ``[T, B, N]``."""
-    return features @ head["weight"].mT + head["bias"].unsqueeze(1)
+    def logits(self, head: Parameters, features: Tensor) -> Tensor:
+        """``W x + b``: ``weight [T, N, D]``, ``bias [T, N]`` and features ``[T, B, D]`` to ``[T, B, N]``."""
+        return features @ head["weight"].mT + head["bias"].unsqueeze(1)

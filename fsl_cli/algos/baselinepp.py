@@ -27,31 +27,25 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.fitting import fitted
-from fsl_cli.algos.common.full_precision import full_precision
-from fsl_cli.algos.common.pretraining import CosineHead, Pretrained
-from fsl_cli.episodes import Episodes
-from fsl_cli.inner.update_rules import Momentum, Parameters
+from fsl_cli.algos.common.fitting import FittedHead, FittingOptions
+from fsl_cli.algos.common.pretraining import CosineHead
+from fsl_cli.inner.update_rules import Parameters
 
 
-class BaselinePP(Pretrained):
+class BaselinePP(FittedHead):
     """Classifies by a cosine classifier fitted to features that were pre-trained under one.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
         classes: of the training split.
-        train_ways: classes of a training mini-batch, two images each.
-        train_scale: s while training.
-        test_scale: s in tests.
-        test_steps: gradient steps on the support set.
-        test_lr: their step size.
-        test_momentum: in 0..1.
-        test_dampening: of the momentum, in 0..1.
-        test_weight_decay: of the new classifier.
+        train_scale: s while training, > 0.
+        test_scale: s in tests, > 0.
+        options: see `FittingOptions`.
     """
 
     def __init__(
@@ -60,27 +54,17 @@ class BaselinePP(Pretrained):
         features: int,
         classes: int,
         *,
-        train_ways: Annotated[int, Ge(2)] = 64,
         train_scale: Annotated[float, Gt(0)] = 20.0,
         test_scale: Annotated[float, Gt(0)] = 2.0,
-        test_steps: Annotated[int, Ge(1)] = 100,
-        test_lr: Annotated[float, Gt(0)] = 0.01,
-        test_momentum: Annotated[float, Ge(0), Le(1)] = 0.9,
-        test_dampening: Annotated[float, Ge(0), Le(1)] = 0.9,
-        test_weight_decay: Annotated[float, Ge(0)] = 0.001,
+        **options: Unpack[FittingOptions],
     ) -> None:
-        super().__init__(backbone, CosineHead(features, classes, train_scale), train_ways)
+        super().__init__(backbone, CosineHead(features, classes, train_scale), **options)
         self.test_scale = test_scale
-        self.test_steps, self.test_lr = test_steps, test_lr
-        self.rule = Momentum(test_weight_decay, test_momentum, test_dampening)
 
-    def classify(self, episodes: Episodes) -> Tensor:
-        """``s cos(w_k, x)`` after fitting."""
+    def new_head(self, support: Tensor, ways: int) -> Parameters:
+        """Every class starts from the mean of the normalised support features."""
+        return {"weight": F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, ways, 1)}
 
-        def cosine(head: Parameters, features: Tensor) -> Tensor:
-            return self.test_scale * F.normalize(features, dim=-1) @ F.normalize(head["weight"], dim=-1).mT
-
-        with full_precision(episodes.support.x, episodes.query.x) as (support, query):
-            start = {"weight": F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, episodes.ways, 1)}
-            head = fitted(cosine, start, support, episodes.support, rule=self.rule, lr=self.test_lr, steps=self.test_steps)
-            return cosine(head, query)
+    def logits(self, head: Parameters, features: Tensor) -> Tensor:
+        """``s cos(w_k, x)``: ``weight [T, N, D]`` and features ``[T, B, D]`` to ``[T, B, N]``."""
+        return self.test_scale * F.normalize(features, dim=-1) @ F.normalize(head["weight"], dim=-1).mT

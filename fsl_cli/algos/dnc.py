@@ -1,8 +1,8 @@
 """Differentiable neural computer (Graves et al. 2016), given few-shot episodes as sequences.
 
-The network sees image x_t together with the label of the image before, y_(t-1), and names the class of x_t, as in
-Santoro et al. 2016 (see `algos.common.sequences`). An LSTM controls a memory M of ``slots`` rows. Writing, from the read
-weights w^r and the write weights w^w of the step before (Methods of the paper):
+The network sees image x_t together with the label of the previous image, y_(t-1), and names the class of x_t, as in
+Santoro et al. 2016 (see `fsl_cli.algos.common.cell_learner`). An LSTM controls a memory M of ``slots`` rows. Writing, from
+the read weights w^r and the write weights w^w of the previous step (Methods of the paper):
 
     psi = prod_i (1 - f_i w^r_i)                          retained by the free gates f_i of the read heads
     u <- (u + w^w - u w^w) psi                            usage of the rows
@@ -56,13 +56,13 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.cell_learner import Cell, CellLearner, CellOptions, State
 from fsl_cli.algos.common.memory import EMPTY, aligned, content_weights, controller, erase_and_add, oneplus, reads
-from fsl_cli.algos.common.sequences import Cell, SequenceLearner, State, Training
 
 
-class DNC(SequenceLearner):
+class DNC(CellLearner):
     """Meta-learns a backbone, a controller and the use of a memory.
 
     Args:
@@ -73,10 +73,7 @@ class DNC(SequenceLearner):
         slots: rows of the memory; about as many images fit in, unless free gates have learned to open.
         width: numbers in a row.
         read_heads: how many.
-        training: the loss is that of every step of a sequence of all images of an episode (``sequence``), that of the
-            queries that follow on the support set (``episode``), or the mean of both (``both``).
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        batch_norm: see above.
+        options: see `CellOptions`.
     """
 
     def __init__(
@@ -89,12 +86,10 @@ class DNC(SequenceLearner):
         slots: Annotated[int, Ge(1)] = 32,
         width: Annotated[int, Ge(1)] = 32,
         read_heads: Annotated[int, Ge(1)] = 2,
-        training: Training = "both",
-        train_queries: Annotated[int, Ge(1)] | None = 3,
-        batch_norm: BatchNormMode = "inductive",
+        **options: Unpack[CellOptions],
     ) -> None:
         cell = DNCCell(features, ways, hidden, slots, width, read_heads)
-        super().__init__(backbone, features, cell, ways, training, train_queries, batch_norm)
+        super().__init__(backbone, features, ways, cell, **options)
 
 
 class DNCCell(Cell):

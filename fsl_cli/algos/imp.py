@@ -46,12 +46,12 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode, Step
-from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.algorithm import Step
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.full_precision import full_precision
-from fsl_cli.algos.matchingnet import of_each_class
-from fsl_cli.algos.protonet import class_means, squared_euclidean
+from fsl_cli.algos.common.prototypes import class_means, of_each_class, squared_euclidean
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 from fsl_cli.statistics.classification import cross_entropy
@@ -65,10 +65,8 @@ class IMP(EmbeddingLearner):
         sigma: variance of a cluster where learning starts, > 0.
         alpha: concentration of the Dirichlet process, > 0; at 1 and above the threshold may be 0 or less, and then every
             image is a cluster.
-        batch_norm: see above.
-        train_ways: ways of a training episode; None: as in the tested task.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        options: see `EmbeddingOptions`.
     """
 
     def __init__(
@@ -77,12 +75,10 @@ class IMP(EmbeddingLearner):
         *,
         sigma: Annotated[float, Gt(0)] = 0.5,
         alpha: Annotated[float, Gt(0)] = 0.1,
-        batch_norm: BatchNormMode = "inductive",
         train_ways: Annotated[int, Ge(2)] | None = 60,
-        train_shots: Annotated[int, Ge(1)] | None = None,
-        train_queries: Annotated[int, Ge(1)] | None = 5,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
+        super().__init__(backbone, train_ways, **options)
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)))
         self.alpha = alpha
 

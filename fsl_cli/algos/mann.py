@@ -1,7 +1,7 @@
 """MANN: memory-augmented neural networks (Santoro et al. 2016).
 
 The network sees image x_t together with the label of the image before, y_(t-1), and names the class of x_t: it has to
-store what it has seen and find it again (section 2; see `algos.common.sequences`). An LSTM controls a memory M of
+store what it has seen and find it again (section 2; see `fsl_cli.algos.common.cell_learner`). An LSTM controls a memory M of
 ``slots`` rows. Each of ``heads`` heads gets a key k and a gate alpha from the controller; at every step they first write
 where least was read and written lately, or where they read last (eq. 5-8), and then read what resembles the key (eq. 2-4):
 
@@ -53,14 +53,14 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.cell_learner import Cell, CellLearner, CellOptions, State
 from fsl_cli.algos.common.memory import EMPTY, aligned, content_weights, controller, oneplus, reads
-from fsl_cli.algos.common.sequences import Cell, SequenceLearner, State, Training
 from fsl_cli.errors import FslError
 
 
-class MANN(SequenceLearner):
+class MANN(CellLearner):
     """Meta-learns a backbone, a controller and the use of a memory.
 
     Args:
@@ -73,9 +73,7 @@ class MANN(SequenceLearner):
         heads: how many read, and write.
         decay: of the usage of a row per step, in 0..1.
         key_strength: whether the controller says how sharply a head focuses, see above.
-        training: see above.
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        batch_norm: see above.
+        options: see `CellOptions`.
 
     Raises:
         FslError: fewer slots than heads.
@@ -93,14 +91,12 @@ class MANN(SequenceLearner):
         heads: Annotated[int, Ge(1)] = 4,
         decay: Annotated[float, Gt(0), Lt(1)] = 0.95,
         key_strength: bool = True,
-        training: Training = "both",
-        train_queries: Annotated[int, Ge(1)] | None = 3,
-        batch_norm: BatchNormMode = "inductive",
+        **options: Unpack[CellOptions],
     ) -> None:
         if slots < heads:
             raise FslError(f"{heads} heads, but {slots} rows of memory", where="algo.slots", hint=f"use at least {heads}")
         cell = MANNCell(features, ways, hidden, slots, width, heads, decay, key_strength)
-        super().__init__(backbone, features, cell, ways, training, train_queries, batch_norm)
+        super().__init__(backbone, features, ways, cell, **options)
 
 
 class MANNCell(Cell):

@@ -44,11 +44,11 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode
-from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.full_precision import full_precision
-from fsl_cli.algos.protonet import class_members
+from fsl_cli.algos.common.prototypes import of_each_class
 from fsl_cli.episodes import Episodes
 from fsl_cli.episodes.randomness import permutations
 
@@ -63,10 +63,8 @@ class MatchingNet(EmbeddingLearner):
         learn_scale: whether s is learned.
         fce: full context embeddings, see above; without them there are no LSTMs.
         processing_steps: K of the attention LSTM, with ``fce``.
-        batch_norm: see above.
-        train_ways: ways of a training episode; None: as in the tested task.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        options: see `EmbeddingOptions`.
     """
 
     def __init__(
@@ -78,12 +76,10 @@ class MatchingNet(EmbeddingLearner):
         learn_scale: bool = True,
         fce: bool = False,
         processing_steps: Annotated[int, Ge(1)] = 5,
-        batch_norm: BatchNormMode = "inductive",
         train_ways: Annotated[int, Ge(2)] | None = 60,
-        train_shots: Annotated[int, Ge(1)] | None = None,
-        train_queries: Annotated[int, Ge(1)] | None = 5,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
+        super().__init__(backbone, train_ways, **options)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
         self.context = FullContext(features, processing_steps) if fce else None
         self.embeds = self.embeds and not fce  # the order of the support set is drawn for an episode
@@ -108,7 +104,7 @@ class MatchingNet(EmbeddingLearner):
             if mask is not None:
                 cosine = cosine.masked_fill(~mask.unsqueeze(1), -math.inf)
             log_attention = F.log_softmax(self.log_scale.exp() * cosine, dim=-1)
-            return class_log_sums(log_attention, support_y, episodes.ways, mask)
+            return of_each_class(log_attention, support_y, episodes.ways, mask).logsumexp(-1)
 
 
 class FullContext(nn.Module):
@@ -146,24 +142,3 @@ class FullContext(nn.Module):
             read, c = self.over_steps(torch.cat([query, r], dim=-1).flatten(0, 1), state)
             h, c = read.view_as(query) + query, c.view_as(query)
         return h
-
-
-def class_log_sums(log_values: Tensor, labels: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
-    """Log of the sum of values over the members of each class.
-
-    Args:
-        log_values: ``[T, B, S]``.
-        labels: int64 ``[T, S]``, every class at least once.
-        ways: N.
-        mask: bool ``[T, S]``, the entries that count; None: all.
-
-    Returns:
-        ``[T, B, N]``.
-    """
-    return of_each_class(log_values, labels, ways, mask).logsumexp(-1)
-
-
-def of_each_class(values: Tensor, labels: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
-    """Values ``[T, B, S]`` as ``[T, B, N, S]``, -inf where an entry of S is of another class; arguments as above."""
-    members = class_members(labels, ways, mask).transpose(1, 2)
-    return values.unsqueeze(2).masked_fill(~members.unsqueeze(1), -math.inf)

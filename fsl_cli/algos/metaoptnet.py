@@ -40,10 +40,10 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.crammer_singer import dual_variables
-from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.episodes import Episodes, Examples
 
@@ -57,10 +57,8 @@ class MetaOptNet(EmbeddingLearner):
         ridge: added to the diagonal of the kernel matrix, > 0.
         init_scale: where gamma starts, > 0.
         label_smoothing: e, in 0..1.
-        batch_norm: see above.
-        train_ways: ways of a training episode; None: as in the tested task.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        options: see `EmbeddingOptions`.
     """
 
     def __init__(
@@ -71,12 +69,10 @@ class MetaOptNet(EmbeddingLearner):
         ridge: Annotated[float, Gt(0)] = 0.001,
         init_scale: Annotated[float, Gt(0)] = 10.0,
         label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1,
-        batch_norm: BatchNormMode = "inductive",
         train_ways: Annotated[int, Ge(2)] | None = 16,
-        train_shots: Annotated[int, Ge(1)] | None = None,
-        train_queries: Annotated[int, Ge(1)] | None = 5,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
+        super().__init__(backbone, train_ways, **options)
         self.penalty, self.ridge, self.label_smoothing = penalty, ridge, label_smoothing
         self.scale = nn.Parameter(torch.tensor(float(init_scale)))
 

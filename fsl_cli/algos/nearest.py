@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.common.algorithm import Algorithm, Step
 from fsl_cli.algos.common.full_precision import full_precision
-from fsl_cli.algos.protonet import class_means, class_members
+from fsl_cli.algos.common.prototypes import class_means, class_members
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 from fsl_cli.statistics.classification import cross_entropy

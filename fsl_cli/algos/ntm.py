@@ -1,8 +1,8 @@
 """Neural Turing machine (Graves, Wayne & Danihelka 2014), given few-shot episodes as sequences.
 
-The network sees image x_t together with the label of the image before, y_(t-1), and names the class of x_t, as in
-Santoro et al. 2016 (see `algos.common.sequences`). An LSTM controls a memory M of ``slots`` rows. Its heads each attend to
-the rows with weights w, which one write head uses for
+The network sees image x_t together with the label of the previous image, y_(t-1), and names the class of x_t, as in
+Santoro et al. 2016 (see `fsl_cli.algos.common.cell_learner`). An LSTM controls a memory M of ``slots`` rows. Each head
+attends to the rows with weights w. The write head uses them for
 
     M <- M (1 - w e^T) + w a^T                                  erase e in 0..1, add a             (eq. 3-4)
 
@@ -50,13 +50,13 @@ from typing import Annotated, NamedTuple
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode
+from fsl_cli.algos.common.cell_learner import Cell, CellLearner, CellOptions, State
 from fsl_cli.algos.common.memory import EMPTY, aligned, content_weights, controller, erase_and_add, oneplus, reads
-from fsl_cli.algos.common.sequences import Cell, SequenceLearner, State, Training
 
 
-class NTM(SequenceLearner):
+class NTM(CellLearner):
     """Meta-learns a backbone, a controller and the use of a memory.
 
     Args:
@@ -67,10 +67,7 @@ class NTM(SequenceLearner):
         slots: rows of the memory.
         width: numbers in a row.
         read_heads: how many.
-        training: the loss is that of every step of a sequence of all images of an episode (``sequence``), that of the
-            queries that follow on the support set (``episode``), or the mean of both (``both``).
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        batch_norm: see above.
+        options: see `CellOptions`.
     """
 
     def __init__(
@@ -83,12 +80,10 @@ class NTM(SequenceLearner):
         slots: Annotated[int, Ge(3)] = 64,
         width: Annotated[int, Ge(1)] = 40,
         read_heads: Annotated[int, Ge(1)] = 2,
-        training: Training = "both",
-        train_queries: Annotated[int, Ge(1)] | None = 3,
-        batch_norm: BatchNormMode = "inductive",
+        **options: Unpack[CellOptions],
     ) -> None:
         cell = NTMCell(features, ways, hidden, slots, width, read_heads)
-        super().__init__(backbone, features, cell, ways, training, train_queries, batch_norm)
+        super().__init__(backbone, features, ways, cell, **options)
 
 
 class Head(NamedTuple):

@@ -42,8 +42,8 @@ from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.gradient_learner import UnrolledOptions
+from fsl_cli.algos.common.prototypes import class_means
 from fsl_cli.algos.maml import MAML
-from fsl_cli.algos.protonet import class_means
 from fsl_cli.episodes import Episodes
 from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.step_sizes import Learning

@@ -29,13 +29,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode
-from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
-from fsl_cli.algos.common.full_precision import full_precision
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
+from fsl_cli.algos.common.prototypes import class_means, cosine_distance, squared_euclidean
 from fsl_cli.episodes import Episodes
 
 Distance = Literal["sqeuclidean", "cosine"]
@@ -48,10 +47,8 @@ class ProtoNet(EmbeddingLearner):
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
         distance: see above.
         scale: factor of the logits, > 0.
-        batch_norm: see above.
-        train_ways: ways of a training episode; None: as in the tested task.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        options: see `EmbeddingOptions`.
     """
 
     def __init__(
@@ -60,12 +57,10 @@ class ProtoNet(EmbeddingLearner):
         *,
         distance: Distance = "sqeuclidean",
         scale: Annotated[float, Gt(0)] = 1.0,
-        batch_norm: BatchNormMode = "inductive",
         train_ways: Annotated[int, Ge(2)] | None = 60,
-        train_shots: Annotated[int, Ge(1)] | None = None,
-        train_queries: Annotated[int, Ge(1)] | None = 5,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
+        super().__init__(backbone, train_ways, **options)
         self.distance, self.scale = distance, scale
 
     def classify(self, episodes: Episodes) -> Tensor:
@@ -73,41 +68,6 @@ class ProtoNet(EmbeddingLearner):
         support = episodes.support
         means = class_means(support.x, support.y, episodes.ways, support.mask)
         return -self.scale * _DISTANCES[self.distance](episodes.query.x, means)
-
-
-def class_means(embedded: Tensor, labels: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
-    """Mean embedding of each class (eq. 1).
-
-    Args:
-        embedded: ``[T, B, D]``.
-        labels: int64 ``[T, B]``, every class at least once.
-        ways: N.
-        mask: bool ``[T, B]``, the rows that count; None: all.
-
-    Returns:
-        ``[T, N, D]``.
-    """
-    with full_precision(embedded) as (embedded,):
-        members = class_members(labels, ways, mask).to(embedded.dtype)
-        return (members / members.sum(1, keepdim=True)).transpose(1, 2) @ embedded
-
-
-def class_members(labels: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
-    """Which rows belong to which class: bool ``[T, B, N]``; arguments as in `class_means`."""
-    members = F.one_hot(labels, ways).bool()
-    return members if mask is None else members & mask.unsqueeze(-1)
-
-
-def squared_euclidean(query: Tensor, prototypes: Tensor) -> Tensor:
-    """``|q - c|^2``: ``[T, B, D]`` and ``[T, N, D]`` to ``[T, B, N]``."""
-    with full_precision(query, prototypes) as (query, prototypes):
-        return (query.unsqueeze(2) - prototypes.unsqueeze(1)).square().sum(-1)
-
-
-def cosine_distance(query: Tensor, prototypes: Tensor) -> Tensor:
-    """``1 - cos(q, c)``: ``[T, B, D]`` and ``[T, N, D]`` to ``[T, B, N]``."""
-    with full_precision(query, prototypes) as (query, prototypes):
-        return 1 - F.normalize(query, dim=-1) @ F.normalize(prototypes, dim=-1).transpose(1, 2)
 
 
 _DISTANCES = {"sqeuclidean": squared_euclidean, "cosine": cosine_distance}

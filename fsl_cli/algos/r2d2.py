@@ -38,9 +38,9 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode
-from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.episodes import Episodes
 
@@ -52,10 +52,8 @@ class R2D2(EmbeddingLearner):
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
         init_lambda: where lambda starts, > 0.
         init_alpha: where alpha starts, > 0.
-        batch_norm: see above.
-        train_ways: ways of a training episode; None: as in the tested task.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        options: see `EmbeddingOptions`.
     """
 
     def __init__(
@@ -64,12 +62,10 @@ class R2D2(EmbeddingLearner):
         *,
         init_lambda: Annotated[float, Gt(0)] = 1.0,
         init_alpha: Annotated[float, Gt(0)] = 10.0,
-        batch_norm: BatchNormMode = "inductive",
         train_ways: Annotated[int, Ge(2)] | None = 16,
-        train_shots: Annotated[int, Ge(1)] | None = None,
-        train_queries: Annotated[int, Ge(1)] | None = 5,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
+        super().__init__(backbone, train_ways, **options)
         self.log_lambda = nn.Parameter(torch.tensor(math.log(init_lambda)))
         self.log_alpha = nn.Parameter(torch.tensor(math.log(init_alpha)))
 

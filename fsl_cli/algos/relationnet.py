@@ -43,10 +43,11 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode, Step
-from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
-from fsl_cli.algos.protonet import class_members
+from fsl_cli.algos.common.algorithm import Step
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
+from fsl_cli.algos.common.prototypes import class_members
 from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.feature_maps import FeatureMaps
 from fsl_cli.episodes import Episodes
@@ -61,10 +62,8 @@ class RelationNet(EmbeddingLearner):
         filters: output channels of the blocks of the relation module.
         hidden: units of its hidden layer.
         combine: what a class is of the maps of its shots.
-        batch_norm: see above.
-        train_ways: ways of a training episode; None: as in the tested task.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        options: see `EmbeddingOptions`.
     """
 
     def __init__(
@@ -75,13 +74,11 @@ class RelationNet(EmbeddingLearner):
         filters: Annotated[int, Ge(1)] = 64,
         hidden: Annotated[int, Ge(1)] = 8,
         combine: Literal["sum", "mean"] = "sum",
-        batch_norm: BatchNormMode = "inductive",
         train_ways: Annotated[int, Ge(2)] | None = 20,
-        train_shots: Annotated[int, Ge(1)] | None = None,
-        train_queries: Annotated[int, Ge(1)] | None = 5,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
         maps = FeatureMaps(backbone, image_shape)
-        super().__init__(maps, batch_norm, train_ways, train_shots, train_queries)
+        super().__init__(maps, train_ways, **options)
         self.relation = Relation(maps.shape, filters, hidden)
         self.combine = combine
 

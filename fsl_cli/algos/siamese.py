@@ -39,11 +39,12 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import BatchNormMode, Step
-from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
+from fsl_cli.algos.common.algorithm import Step
+from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.full_precision import full_precision
-from fsl_cli.algos.matchingnet import of_each_class
+from fsl_cli.algos.common.prototypes import of_each_class
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 
@@ -57,10 +58,8 @@ class Siamese(EmbeddingLearner):
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, features]``.
         features: width of the backbone's output.
-        batch_norm: see above.
-        train_ways: ways of a training episode; None: as in the tested task.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        options: see `EmbeddingOptions`.
     """
 
     def __init__(
@@ -68,12 +67,10 @@ class Siamese(EmbeddingLearner):
         backbone: nn.Module,
         features: int,
         *,
-        batch_norm: BatchNormMode = "inductive",
         train_ways: Annotated[int, Ge(2)] | None = 20,
-        train_shots: Annotated[int, Ge(1)] | None = None,
-        train_queries: Annotated[int, Ge(1)] | None = 5,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(backbone, batch_norm, train_ways, train_shots, train_queries)
+        super().__init__(backbone, train_ways, **options)
         self.alpha = nn.Parameter(torch.full((features,), -_START / features))
         self.bias = nn.Parameter(torch.tensor(_START * _USUAL_DIFFERENCE))
 

@@ -35,7 +35,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
-from fsl_cli.algos.protonet import class_means, squared_euclidean
+from fsl_cli.algos.common.prototypes import class_means, squared_euclidean
 from fsl_cli.compute.running_averages import RunningMean
 from fsl_cli.episodes import Episodes
 

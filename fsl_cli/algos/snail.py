@@ -42,12 +42,12 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step
-from fsl_cli.algos.common.sequences import Embedding, Labelled, one_hot, too_many_ways
-from fsl_cli.episodes import Episodes, Task
+from fsl_cli.algos.common.algorithm import Step
+from fsl_cli.algos.common.sequences import Labelled, SequenceLearner, SequenceOptions, one_hot
+from fsl_cli.episodes import Episodes
 from fsl_cli.episodes.randomness import permutations
-from fsl_cli.errors import FslError
 from fsl_cli.statistics.classification import cross_entropy
 
 
@@ -62,7 +62,7 @@ class Branches(NamedTuple):
         return Branches(torch.cat([self.support, support], -1), torch.cat([self.query, query], -1))
 
 
-class SNAIL(Algorithm):
+class SNAIL(SequenceLearner):
     """Meta-learns a backbone and a network over the whole episode.
 
     Args:
@@ -71,8 +71,7 @@ class SNAIL(Algorithm):
         ways: of the trained task, the width of a label; tests may have fewer.
         shots: the temporal convolutions reach over sequences of ``ways * shots + 1``.
         filters: channels of a dense block.
-        train_queries: query images per class of a training episode; None: as in the tested task.
-        batch_norm: see above.
+        options: see `SequenceOptions`.
     """
 
     def __init__(
@@ -83,13 +82,9 @@ class SNAIL(Algorithm):
         *,
         shots: Annotated[int, Ge(1)] = 1,
         filters: Annotated[int, Ge(1)] = 128,
-        train_queries: Annotated[int, Ge(1)] | None = 3,
-        batch_norm: BatchNormMode = "inductive",
+        **options: Unpack[SequenceOptions],
     ) -> None:
-        super().__init__()
-        self.embedding = Embedding(backbone, features, batch_norm)
-        self.transductive = batch_norm == "transductive"
-        self.ways, self.train_queries = ways, train_queries
+        super().__init__(backbone, features, ways, **options)
         layers: list[DenseBlock | AttentionBlock] = []
         channels = features + ways
 
@@ -112,28 +107,14 @@ class SNAIL(Algorithm):
         self.layers = nn.ModuleList(layers)
         self.output = nn.Linear(channels, ways)
 
-    def train_task(self, task: Task) -> Task:
-        """The tested task with the training queries."""
-        return Task(task.ways, task.shots, self.train_queries or task.queries)
-
-    def task_problems(self, task: Task) -> list[FslError]:
-        """More ways than a label is wide."""
-        return too_many_ways(task, self.ways)
-
     def loss(self, episodes: Episodes) -> Step:
         """Cross-entropy of the queries."""
         support, query = self.embedding(episodes)
         logits = self.answer(support, query.features, episodes.seeds)
         return Step(cross_entropy(logits, episodes.query.y).mean(), logits.detach())
 
-    @torch.no_grad()
-    def predict(self, episodes: Episodes) -> Tensor:
-        """Query logits ``[T, N*Q, N]``, of at most as many ways as were trained."""
-        support, query = self.embedding(episodes)
-        return self.answer(support, query.features, episodes.seeds)[..., : episodes.ways]
-
     def answer(self, support: Labelled, query: Tensor, seeds: Tensor) -> Tensor:
-        """Logits ``[T, Q, ways]`` of queries ``[T, Q, D]``, each of which follows on the support set in random order."""
+        """See `SequenceLearner`."""
         support = support.ordered(permutations(seeds, support.labels.shape[1], "support"))
         labels = one_hot(support.labels, self.ways, query.dtype)
         both = Branches(torch.cat([support.features, labels], -1), F.pad(query, (0, self.ways)))

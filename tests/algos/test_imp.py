@@ -9,8 +9,9 @@ import torch
 from problems import TinyNet, random_episodes
 from scipy.stats import multivariate_normal
 
+from fsl_cli.algos.common.prototypes import class_means
 from fsl_cli.algos.imp import IMP, class_log_likelihoods, cluster_threshold, infer_clusters
-from fsl_cli.algos.protonet import ProtoNet, class_means
+from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.episodes import Episodes
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}

@@ -10,7 +10,7 @@ import torch
 from problems import TinyNet, of_embeddings, random_episodes
 from torch import nn
 
-from fsl_cli.algos.matchingnet import FullContext, MatchingNet, class_log_sums
+from fsl_cli.algos.matchingnet import FullContext, MatchingNet
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 from fsl_cli.episodes.randomness import permutations
@@ -73,9 +73,9 @@ def test_predictions_are_of_the_embedded_images():
 
 
 def test_log_sums_do_not_underflow():
-    values = torch.tensor([[[-2000.0, -2001.0, -1000.0]]])
-    sums = class_log_sums(values, torch.tensor([[0, 0, 1]]), 2)
-    torch.testing.assert_close(sums, torch.tensor([[[-2000 + math.log(1 + math.exp(-1)), -1000]]]))
+    support, query = torch.tensor([[[-1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[[2.0, 0.0]]])
+    logits = matchingnet(scale=1000.0).classify(support.double(), torch.tensor([[0, 0, 1]]), query.double(), 2)
+    torch.testing.assert_close(logits, torch.tensor([[[-2000 + math.log(2), 0.0]]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("fce", [False, True])

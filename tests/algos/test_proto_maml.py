@@ -11,8 +11,8 @@ from small_training import accuracy, everything, faint_patterns, is_at_chance, i
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fsl_cli.algos.common.prototypes import class_means, squared_euclidean
 from fsl_cli.algos.proto_maml import ProtoMAML, prototype_head
-from fsl_cli.algos.protonet import class_means, squared_euclidean
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Episodes, EpisodeSampler, Examples, Task

@@ -11,7 +11,8 @@ from scipy.spatial.distance import cdist
 from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
 from torch import nn
 
-from fsl_cli.algos.protonet import ProtoNet, class_means, cosine_distance, squared_euclidean
+from fsl_cli.algos.common.prototypes import class_means, cosine_distance, squared_euclidean
+from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Examples, Task

@@ -7,7 +7,10 @@ normalises by the running averages, ``transductive`` by the images of the episod
 
 from __future__ import annotations
 
+from typing import Annotated, TypedDict
+
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step
@@ -16,24 +19,39 @@ from fsl_cli.episodes import Episodes, Examples, Task
 from fsl_cli.statistics.classification import cross_entropy
 
 
+class EmbeddingOptions(TypedDict, total=False):
+    """Options of every method that compares embeddings.
+
+    Args:
+        batch_norm: in tests: ``inductive`` (default) or ``transductive``, see above.
+        train_shots: shots of a training episode, >= 1; None (default): as in the tested task.
+        train_queries: query images per class of a training episode, >= 1, default 5; None: as in the tested task.
+    """
+
+    batch_norm: BatchNormMode
+    train_shots: Annotated[int, Ge(1)] | None
+    train_queries: Annotated[int, Ge(1)] | None
+
+
 class EmbeddingLearner(Algorithm):
     """An algorithm that embeds support and query images with one network, then compares them in `classify`.
 
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, ...]``.
-        batch_norm: in tests, see above.
         train_ways: ways of a training episode; None: as in the tested task.
-        train_shots: shots of a training episode; None: as in the tested task.
-        train_queries: query images per class of a training episode; None: as in the tested task.
+        batch_norm: see `EmbeddingOptions`.
+        train_shots: see `EmbeddingOptions`.
+        train_queries: see `EmbeddingOptions`.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        batch_norm: BatchNormMode,
         train_ways: int | None,
-        train_shots: int | None,
-        train_queries: int | None,
+        *,
+        batch_norm: BatchNormMode = "inductive",
+        train_shots: int | None = None,
+        train_queries: int | None = 5,
     ) -> None:
         super().__init__()
         self.backbone = backbone
