@@ -74,7 +74,8 @@ def test_predictions_are_of_the_embedded_images():
 
 def test_log_sums_do_not_underflow():
     support, query = torch.tensor([[[-1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[[2.0, 0.0]]])
-    logits = matchingnet(scale=1000.0).classify(support.double(), torch.tensor([[0, 0, 1]]), query.double(), 2)
+    episodes = of_embeddings(support.double(), torch.tensor([[0, 0, 1]]), query.double(), 2)
+    logits = matchingnet(scale=1000.0).classify(episodes).detach()
     torch.testing.assert_close(logits, torch.tensor([[[-2000 + math.log(2), 0.0]]], dtype=torch.float64))
 
 
