@@ -21,6 +21,7 @@ _EXAMPLES = {
         "fsl eval run=outputs/train/FOLDER algo.batch_norm=inductive",
     ),
     "ls": ("fsl ls", "fsl ls algo"),
+    "new": ("fsl new algo mine", "fsl new backbone wide in=~/research/my_fsl"),
     "doctor": ("fsl doctor",),
 }
 
@@ -28,6 +29,7 @@ _USAGE = {
     "train": "fsl train [-m] [key=value ...]",
     "eval": "fsl eval run=FOLDER [key=value ...]",
     "ls": f"fsl ls [{'|'.join(GROUPS)}]",
+    "new": "fsl new algo|backbone NAME [in=FOLDER]",
     "doctor": "fsl doctor",
 }
 
@@ -55,6 +57,12 @@ def of(verb: str, what: str) -> str:
         lines += ["", "settings and their defaults:", *_settings()]
         lines += ["", "fsl train algo=maml --cfg job shows every option of the chosen members."]
         lines += ["Hydra's flags work too, e.g. -m (sweep), --cfg job (show the configuration)."]
+    if verb == "new":
+        lines += [
+            "",
+            "FOLDER (default: my_fsl) is a small package of your own. fsl finds it when FSL_PLUGINS names the folder, or when",
+            "it is installed: pip install -e FOLDER.",
+        ]
     if verb == "eval":
         lines += [
             "",

@@ -11,8 +11,8 @@ from fsl_cli.cli import VERBS
 from fsl_cli.settings.conf_files import GROUPS, choices
 
 
-def test_there_are_the_four_commands():
-    assert set(VERBS) == {"train", "eval", "ls", "doctor"}
+def test_there_are_these_commands():
+    assert set(VERBS) == {"train", "eval", "ls", "new", "doctor"}
 
 
 def test_help_shows_examples_and_every_command(fsl):

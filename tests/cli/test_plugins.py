@@ -1,0 +1,155 @@
+"""A method of one's own in a folder outside of the checkout: `fsl new` writes it, every verb works with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command_line import Run, metrics, results
+from warm import Warm
+
+from fsl_cli.settings import plugins
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def package(fsl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A plug-in with the method ``mine`` and the backbone ``wide``, named by FSL_PLUGINS; forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for kind, name in (("algo", "mine"), ("backbone", "wide")):
+        assert fsl("new", kind, name, f"in={tmp_path / 'research'}").code == 0
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path / "research"))
+    yield tmp_path / "research"
+    for name in [name for name in sys.modules if name.split(".")[0] == "research"]:
+        del sys.modules[name]
+
+
+def test_what_is_written_is_a_package_with_tests_that_pass(package: Path, warm: Warm, tmp_path: Path):
+    written = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    assert written == {
+        "pyproject.toml",
+        "research/__init__.py",
+        *("research/algos/__init__.py", "research/algos/mine.py", "research/conf/algo/mine.yaml", "tests/test_mine.py"),
+        *("research/backbones/__init__.py", "research/backbones/wide.py", "research/conf/backbone/wide.yaml"),
+        "tests/test_wide.py",
+    }
+    log = tmp_path / "log"
+    assert warm.start("-q", "-p", "no:cacheprovider", cwd=package, log=log, module="pytest").wait() == 0, log.read_text()
+    assert "4 passed" in log.read_text()
+    style = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--line-length=128",
+        "--select=E,F,W,B,UP,SIM,RUF",
+        str(package),
+    ]
+    checked = subprocess.run(style, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_a_broken_method_fails_its_test(package: Path, warm: Warm, tmp_path: Path):
+    code = package / "research" / "algos" / "mine.py"
+    code.write_text(code.read_text().replace("-distances", "distances"))
+    assert (
+        warm.start("-q", "tests/test_mine.py", "-k", "temperature", cwd=package, log=tmp_path / "log", module="pytest").wait()
+        == 1
+    )
+
+
+def test_it_trains_resumes_and_is_evaluated(package: Path, fsl: Run, small: Callable[..., Path], tmp_path: Path):
+    words = ("algo=mine", "backbone=wide", "backbone.features=8", "eval.checkpoint=last")
+    whole = small("whole", *words, "train.iterations=6")
+    assert results(whole)["algo"] == "mine"
+    described = json.loads((whole / "env.json").read_text())["plugins"]["research"]
+    assert len(described["digest"]) == 16
+    small("half", *words, "train.iterations=3")
+    resumed = small("half_on", *words, "train.iterations=6", f"resume={tmp_path / 'half'}")
+    assert [line for line in metrics(resumed) if "train/loss" in line] == [
+        line for line in metrics(whole) if "train/loss" in line
+    ]
+    assert results(resumed)["accuracy"] == results(whole)["accuracy"]
+    evaluated = fsl("eval", f"run={whole}", f"hydra.run.dir={tmp_path / 'eval'}")
+    assert evaluated.code == 0, evaluated.err
+    assert results(tmp_path / "eval")["accuracy"] == results(whole)["accuracy"]
+
+
+def test_a_sweep_over_it_and_a_method_of_fsl_has_both_rows(package: Path, fsl: Run, tmp_path: Path):
+    words = ("backbone=wide", "train.iterations=2", "train.val_episodes=2", "eval.episodes=4", "wandb.mode=disabled")
+    swept = fsl("train", "-m", "algo=mine,protonet", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert swept.code == 0, swept.err
+    table = (tmp_path / "sweep" / "results.csv").read_text()
+    assert "mine" in table
+    assert "protonet" in table
+
+
+def test_without_it_one_line_says_what_is_missing_and_how_to_name_it(
+    package: Path, fsl: Run, small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = small("run", "algo=mine")
+    monkeypatch.delenv(plugins.VARIABLE)
+    for words in (("eval", f"run={run}", f"hydra.run.dir={tmp_path / 'eval'}"), ("train", "algo=mine")):
+        refused = fsl(*words)
+        assert refused.code == 2
+        assert len(refused.err.splitlines()) == 1
+        assert not (tmp_path / "eval").exists()
+    assert "package research" in fsl("eval", f"run={run}").err
+    assert "FSL_PLUGINS=research, or its folder" in fsl("eval", f"run={run}").err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("algo", "maml"), "there is already algo=maml"),
+        (("algo", "No-Name"), "No-Name is no name for Python"),
+        (("algo", "class"), "class is no name for Python"),
+        (("algo", "other", "in=a-b"), "a-b is no name for Python"),
+        (("alog", "other"), "did you mean algo?"),
+        (("algo",), "takes a kind and a name"),
+        (("algo", "other", "out=x"), "out: there is no such option"),
+        (("algo", "other", "-x"), "-x: is not a flag of fsl new"),
+    ],
+)
+def test_new_refuses_in_one_line_and_writes_nothing(words, said, fsl: Run, tmp_path: Path):
+    refused = fsl("new", *words)
+    assert refused.code == 2
+    assert said in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_replaces_no_file(package: Path, fsl: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(plugins.VARIABLE)
+    code = package / "research" / "algos" / "mine.py"
+    code.write_text("precious")
+    refused = fsl("new", "algo", "mine", f"in={package}")
+    assert refused.code == 2
+    assert str(code) in refused.err
+    assert code.read_text() == "precious"
+
+
+@pytest.mark.slow
+def test_several_processes_find_it(package: Path, tmp_path: Path):
+    words = [
+        "algo=mine",
+        "backbone=wide",
+        "train.iterations=2",
+        "train.val_episodes=2",
+        "eval.episodes=4",
+        "wandb.mode=disabled",
+    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "fsl_cli", "train"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launch, *words, f"hydra.run.dir={tmp_path / 'run'}"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "run")["algo"] == "mine"
