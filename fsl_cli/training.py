@@ -17,7 +17,7 @@ from fsl_cli.compute.hardware import Hardware
 from fsl_cli.compute.signals import held_back
 from fsl_cli.compute.snapshot import Snapshot
 from fsl_cli.compute.step_sync import Exchange
-from fsl_cli.episodes import EpisodeSampler
+from fsl_cli.episodes.sampler import Sampler
 from fsl_cli.errors import FslError
 from fsl_cli.settings.schema import TrainSettings
 
@@ -80,7 +80,7 @@ class Training:
         self,
         algorithm: Algorithm,
         optimizer: torch.optim.Optimizer,
-        sampler: EpisodeSampler,
+        sampler: Sampler,
         settings: TrainSettings,
         hardware: Hardware,
     ) -> None:
@@ -171,7 +171,7 @@ class Training:
                 step = self._loss(chunk)
             if step.loss.requires_grad:
                 (step.loss * weight).backward()
-            targets, mask = (chunk.query.y, chunk.query.mask) if step.targets is None else (step.targets, None)
+            targets, mask = (chunk.query.y, chunk.query.mask) if step.targets is None else (step.targets, step.mask)
             headline = chunk.problem.headline_score(step.outputs, targets, mask).mean()
             for name, value in {"loss": step.loss, chunk.problem.headline.name: headline, **step.metrics}.items():
                 values[name] = values.get(name, 0) + value.detach().float() * weight

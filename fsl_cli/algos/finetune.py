@@ -8,6 +8,9 @@ K = ``test_inner_steps`` steps on the support set of the task, through the inner
 
     theta <- theta - inner_lr * grad L_support(theta),  K times, from the pre-trained body and a head of zeros
 
+On a data set without classes (``dataset=sinusoid``) one network is trained on the examples of all tasks together, and then it
+and its head take the steps: the "pretrained on all tasks" of Finn et al. 2017, section 5.1.
+
 Batch normalisation: while training by the mini-batch. While fine-tuning by the support set, and then ``transductive``
 normalises a query by its query batch, ``inductive`` by the support set, as in `fsl_cli.algos.maml`. The running averages of
 training are not used.
@@ -41,6 +44,7 @@ from typing_extensions import Unpack
 from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
 from fsl_cli.algos.common.step_learner import DescentOptions, StepLearner
+from fsl_cli.episodes import Problem
 from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
 
@@ -53,7 +57,8 @@ class FineTune(StepLearner, Pretrained):
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
-        classes: of the training split.
+        classes: of the training split; None: there are none, and the head is that of the problem.
+        problem: what is trained and tested, where there are no classes.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
         train_ways: classes of a training mini-batch, two images each, >= 2.
         inner_lr: step size of the steps on the support set, > 0.
@@ -64,6 +69,7 @@ class FineTune(StepLearner, Pretrained):
         FslError: the engine cannot run this inner loop.
     """
 
+    problems = (Problem,)  # of any kind
     embeds = False
     learn2learn = True
 
@@ -71,23 +77,30 @@ class FineTune(StepLearner, Pretrained):
         self,
         backbone: nn.Module,
         features: int,
-        classes: int,
+        classes: int | None,
         engine: EngineName = "auto",
+        problem: Problem | None = None,
         *,
         train_ways: Annotated[int, Ge(2)] = 64,
         inner_lr: Annotated[float, Gt(0)] = 0.1,
         batch_norm: BatchNormMode = "transductive",
         **options: Unpack[DescentOptions],
     ) -> None:
-        super().__init__(backbone, LinearHead(features, classes), train_ways)
+        assert classes or problem
+        head = LinearHead(features, classes or problem.outputs)  # type: ignore[union-attr]
+        super().__init__(backbone, head, train_ways if classes else None)
         self.features, self.inner_lr = features, inner_lr
         self.set_steps(_TEST_STEPS, transductive=batch_norm == "transductive", **options)
-        self.set_engine(engine, ways=2)
+        self.set_engine(engine, head.weight.shape[0])
 
     def inner_loop(self, ways: int) -> InnerLoop:
-        """The pre-trained network with a head of zeros."""
+        """The pre-trained network, with a head of zeros where the trained one is over the classes of the training split."""
         with torch.device("meta"):  # the head's values are replaced: draw no random numbers for them
             net = Classifier(self.backbone, self.features, ways)
+        if self.train_ways is None:
+            net.head.weight = self.head.weight
+            net.head.register_parameter("bias", self.head.bias)
+            return self.descent(net, self.inner_lr)
         net.head = net.head.to_empty(device=self.head.weight.device).to(self.head.weight.dtype)
         for parameter in net.head.parameters():
             nn.init.zeros_(parameter)

@@ -44,7 +44,7 @@ from fsl_cli.algos.common.algorithm import BatchNormMode
 from fsl_cli.algos.common.gradient_learner import UnrolledOptions
 from fsl_cli.algos.common.prototypes import class_means
 from fsl_cli.algos.maml import MAML
-from fsl_cli.episodes import Episodes
+from fsl_cli.episodes import Classification, Episodes
 from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.step_sizes import Learning
 from fsl_cli.inner.update_rules import Parameters
@@ -70,6 +70,8 @@ class ProtoMAML(MAML):
     """
 
     learn2learn = False
+
+    problems = (Classification,)
 
     def __init__(
         self,

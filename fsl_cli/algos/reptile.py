@@ -120,18 +120,19 @@ class Reptile(GradientLearner):
             adapted = parameters_in(tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps)))
             logits = tasks.query_outputs(adapted, self.inner_steps - 1)
             value = episodes.problem.loss(logits, episodes.query.y, episodes.query.mask).mean()
-        pull = self._pull(tasks.start, adapted)
+        pull = self._pull(tasks.start, adapted, symmetric_head=self.symmetric_head and episodes.problem.has_ways)
         return Step(value + (pull - pull.detach()), logits, {"distance": _distance(tasks.start, adapted)})
 
-    def _pull(self, theta: Parameters, adapted: Parameters) -> Tensor:
+    def _pull(self, theta: Parameters, adapted: Parameters, *, symmetric_head: bool) -> Tensor:
         """A scalar whose gradient by the parameters of the net is theta - mean_i theta_i'.
 
         Args:
             theta: by name, shared by the tasks.
             adapted: theta', by name, with an axis of tasks in front.
+            symmetric_head: whether all rows of the head move by the mean of the rows.
         """
         gaps = [(each * (each - adapted[name].mean(0)).detach()).sum() for name, each in theta.items()]
-        if not self.symmetric_head:
+        if not symmetric_head:
             return torch.stack(gaps).sum()
         named = dict(self.net.named_parameters())
         found = torch.autograd.grad(torch.stack(gaps).sum(), list(named.values()), allow_unused=True)

@@ -1,4 +1,6 @@
-"""MLP: MAML's network without convolutions for Omniglot, 256-128-64-64 with batch normalisation (Finn et al. 2017).
+"""MLP: MAML's networks without convolutions (Finn et al. 2017).
+
+For Omniglot 256-128-64-64 with batch normalisation, for sinusoids 40-40 without.
 
 fsl train backbone=mlp
 """
@@ -17,21 +19,28 @@ from fsl_cli.errors import FslError
 
 
 class MLP(nn.Sequential):
-    """Images ``[B, C, H, W]`` to features ``[B, widths[-1]]``: linear, batch normalisation, ReLU for every width.
+    """Examples ``[B, ...]`` to features ``[B, widths[-1]]``: linear, batch normalisation, ReLU for every width.
 
     Args:
-        image_shape: ``(C, H, W)``.
-        widths: units of each layer, at least one layer.
+        example_shape: of one example, such as ``(C, H, W)``.
+        widths: units of each layer, at least one layer; None: 256-128-64-64 for images, 40-40 for other examples.
+        batch_norm: whether there is batch normalisation; None: for images only.
 
     Raises:
         FslError: ``widths`` is empty or holds a number below 1.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], *, widths: Sequence[int] = (256, 128, 64, 64)) -> None:
+    def __init__(
+        self, example_shape: tuple[int, ...], *, widths: Sequence[int] | None = None, batch_norm: bool | None = None
+    ) -> None:
+        images = len(example_shape) == 3
+        if widths is None:
+            widths = (256, 128, 64, 64) if images else (40, 40)
         if not widths or min(widths) < 1:
             raise FslError(f"{list(widths)} is no list of layer widths", where="backbone.widths", hint="e.g. [256,64]")
-        sizes = [math.prod(image_shape), *widths]
+        sizes = [math.prod(example_shape), *widths]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in itertools.pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), BatchNorm(outputs), nn.ReLU()]
+            norm = [BatchNorm(outputs)] if (images if batch_norm is None else batch_norm) else []
+            layers += [nn.Linear(inputs, outputs), *norm, nn.ReLU()]
         super().__init__(OrderedDict(layers=nn.Sequential(*layers)))

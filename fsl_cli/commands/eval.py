@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _prepare(arguments: Sequence[str]) -> tuple[dict[str, Any], RunFolder, RunFolder, int]:
+def _prepare(arguments: Sequence[str]) -> tuple[dict[str, Any], RunFolder, RunFolder, int | None]:
     """Check everything before any work.
 
     Returns:
@@ -54,7 +54,7 @@ def _prepare(arguments: Sequence[str]) -> tuple[dict[str, Any], RunFolder, RunFo
     check_writable(folder.path)
     if folder.config.exists():
         raise FslError("already holds a run", where=str(folder.path), hint="choose another hydra.run.dir")
-    return config, trained, folder, int(saved["task"]["ways"])
+    return config, trained, folder, saved["task"]["ways"]
 
 
 def apply(saved: dict[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _is_own(override: Override) -> bool:
     return override.key_or_group == "run" or override.key_or_group.startswith("hydra.")
 
 
-def _evaluate(config: dict[str, Any], trained: RunFolder, folder: RunFolder, trained_ways: int) -> None:
+def _evaluate(config: dict[str, Any], trained: RunFolder, folder: RunFolder, trained_ways: int | None) -> None:
     from fsl_cli.results import environment
     from fsl_cli.run import meta_test as report
     from fsl_cli.run.parts import assemble

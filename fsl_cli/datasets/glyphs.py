@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge
@@ -14,6 +14,7 @@ from PIL import __version__ as pillow_version
 from PIL import features
 
 from fsl_cli.datasets import glyph_classes, glyph_drawing
+from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.glyph_classes import FACES, SPLITS, Glyph, font_path
 from fsl_cli.datasets.glyph_drawing import drawings
 from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
@@ -21,7 +22,7 @@ from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 
-class Glyphs:
+class Glyphs(ImageClasses):
     """1,671 characters (1,296 train, 155 val, 220 test), drawn by several faces, slants, proportions and pens.
 
     Train: Latin, Greek, Cyrillic, Canadian syllabics, arrows, mathematics, signs. Val: Armenian, Tifinagh, N'Ko, Lao,
@@ -50,7 +51,7 @@ class Glyphs:
         self.cache_dir = Path(cache_dir)
         self.size, self.seed, self.drawings, self.progress = size, seed, drawings, progress
 
-    def split(self, name: Literal["train", "val", "test"]) -> ClassImages:
+    def split(self, name: SplitName) -> ClassImages:
         """The classes of one split, named like ``ARABIC LETTER BEH (U+0628)``; memory-mapped, 255 = ink.
 
         The first call draws and packs all splits, which takes well under a minute.
@@ -60,7 +61,7 @@ class Glyphs:
         """
         return packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
 
-    def counts(self, name: Literal["train", "val", "test"]) -> np.ndarray:
+    def counts(self, name: SplitName) -> np.ndarray:
         """int64 ``[classes]``, images per class of one split, without reading its images. Raises what `split` raises."""
         return packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
 

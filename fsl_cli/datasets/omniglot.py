@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge
 from PIL import Image
 
+from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.download import fetch
 from fsl_cli.datasets.image_files import FolderImages, ImageFiles, ZipImages, read_image, readable
 from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
@@ -28,7 +29,7 @@ DRAWINGS = 20
 SPLITS = ("train", "val", "test")
 
 
-class Omniglot:
+class Omniglot(ImageClasses):
     """Omniglot in the class split of Vinyals et al. (2016): 1,028 train, 172 val and 423 test classes.
 
     Reads ``images_background`` and ``images_evaluation``, zipped or extracted, from ``data_dir/omniglot``, ``data_dir``
@@ -59,7 +60,7 @@ class Omniglot:
         self.data_dir, self.cache_dir = Path(data_dir), Path(cache_dir)
         self.rotations, self.size, self.download, self.progress = rotations, size, download, progress
 
-    def split(self, name: Literal["train", "val", "test"]) -> ClassImages:
+    def split(self, name: SplitName) -> ClassImages:
         """The classes of one split, named ``<Alphabet>/characterNN`` (``@90`` and so on when rotated).
 
         Memory-mapped unless ``rotations`` is on, which makes a copy. The first call finds, checks and packs the data.
@@ -70,7 +71,7 @@ class Omniglot:
         images = packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
         return images.with_rotations() if self.rotations else images
 
-    def counts(self, name: Literal["train", "val", "test"]) -> np.ndarray:
+    def counts(self, name: SplitName) -> np.ndarray:
         """int64 ``[classes]``, images per class of one split, without reading its images. Raises what `split` raises."""
         counts = packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
         return np.tile(counts, 4) if self.rotations else counts

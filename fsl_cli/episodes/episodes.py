@@ -17,13 +17,18 @@ from fsl_cli.episodes.problem import Problem
 
 @dataclass(frozen=True)
 class Task:
-    """The shape of an episode: ``ways`` classes, ``shots`` support and ``queries`` query images per class."""
+    """The shape of an episode: ``shots`` support and ``queries`` query examples of each of ``ways`` classes.
+
+    Where there are no classes, ``ways`` is 1.
+    """
 
     ways: int
     shots: int
     queries: int
 
     def __str__(self) -> str:
+        if self.ways == 1:
+            return f"{self.shots}-shot, {self.queries} queries"
         return f"{self.ways}-way {self.shots}-shot, {self.queries} queries per class"
 
 

@@ -29,12 +29,14 @@ class Problem(ABC):
         name: what messages call it.
         headline: the score that counts: for the best checkpoint, for patience, in tables.
         further: the other scores.
+        has_ways: whether an episode has classes, ``task.ways`` of them.
         outputs: width O of the output of a network that solves it.
     """
 
     name: ClassVar[str]
     headline: ClassVar[Score]
     further: ClassVar[tuple[Score, ...]] = ()
+    has_ways: ClassVar[bool] = False
     outputs: int
 
     @abstractmethod
@@ -85,6 +87,7 @@ class Classification(Problem):
     name = "classification"
     headline = ACCURACY
     further = (LOSS,)
+    has_ways = True
 
     def loss(self, outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats."""

@@ -13,7 +13,7 @@ import torch
 
 from fsl_cli.compute import processes
 from fsl_cli.compute.signals import held_back
-from fsl_cli.episodes import EpisodeSampler
+from fsl_cli.episodes.sampler import Sampler
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.results import checkpoint, environment
@@ -195,7 +195,7 @@ class Experiment:
         return results
 
 
-def _draw(parts: Parts, sampler: EpisodeSampler, path: Path) -> None:
+def _draw(parts: Parts, sampler: Sampler, path: Path) -> None:
     episodes = sampler.batch(0, 1)
     parts.algorithm.eval()
     with torch.no_grad(), parts.hardware.autocast():

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.compute import hardware
-from fsl_cli.episodes import EpisodeSampler, Task
-from fsl_cli.episodes.class_images import ClassImages
-from fsl_cli.episodes.sampler import task_problems
+from fsl_cli.datasets.dataset import Dataset, SplitName
+from fsl_cli.episodes import Problem, Task
+from fsl_cli.episodes.sampler import Sampler
 from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build
 from fsl_cli.settings.schema import Settings
 from fsl_cli.show.console import progress, warn
-
-SplitName = Literal["train", "val", "test"]
-
-
-class Dataset(Protocol):
-    """What a run asks of a data set."""
-
-    def counts(self, split: SplitName) -> np.ndarray:
-        """int64 ``[classes]``, images per class, without reading an image."""
-
-    def split(self, name: SplitName) -> ClassImages:
-        """The images of one split."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +44,23 @@ class Parts:
         """Number of meta-learned parameters."""
         return sum(parameter.numel() for parameter in self.algorithm.parameters())
 
-    def sampler(self, split: SplitName, seed: int) -> EpisodeSampler:
+    @property
+    def problem(self) -> Problem:
+        """What the tested episodes ask to be predicted."""
+        return self.dataset.problem(self.task)
+
+    def sampler(self, split: SplitName, seed: int) -> Sampler:
         """Episodes of a split: of the training shape for ``train``, of the tested shape otherwise."""
         task = self.train_task if split == "train" else self.task
-        return EpisodeSampler(self.dataset.split(split), split, task, seed, self.hardware.device)
+        return self.dataset.sampler(split, task, seed, self.hardware.device)
 
 
-def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, ...]) -> Parts:
+def assemble(settings: Settings, *, trained_ways: int | None, splits: tuple[SplitName, ...]) -> Parts:
     """Build everything, from the same random state every time.
 
     Args:
         settings: validated settings.
-        trained_ways: ways of the task the algorithm is or was trained for.
+        trained_ways: ways of the task the algorithm is or was trained for; None where there are no classes.
         splits: the splits this run is going to draw episodes from.
 
     Raises:
@@ -85,28 +77,32 @@ def assemble(settings: Settings, *, trained_ways: int, splits: tuple[SplitName, 
         compile=chosen.compile,
     )
     folders = {"data_dir": settings.data_dir, "cache_dir": settings.cache_dir, "progress": progress}
-    dataset = build.build(settings.dataset, "dataset", folders)
+    dataset: Dataset = build.build(settings.dataset, "dataset", folders)
+    task = Task(settings.task.ways or 1, settings.task.shots, settings.task.queries)
+    problem = dataset.problem(replace(task, ways=trained_ways or 1))
     hardware.seed_everything(settings.seed)
-    image_shape = dataset.image_shape
-    backbone = build.build(settings.backbone, "backbone", {"image_shape": image_shape})
+    shape = dataset.example_shape
+    backbone = build_backbone(settings.backbone, dataset)
     algorithm = build.build(
         settings.algo,
         "algo",
         {
             "backbone": backbone,
-            "features": feature_width(backbone, image_shape),
-            "ways": trained_ways,
+            "features": feature_width(backbone, shape),
+            "ways": problem.outputs,
             "engine": chosen.engine,
-            "classes": len(dataset.counts("train")),
-            "image_shape": image_shape,
+            "classes": dataset.classes(),
+            "image_shape": shape,
+            "problem": problem,
         },
     ).to(used.device)
-    task = Task(settings.task.ways, settings.task.shots, settings.task.queries)
     train_task = algorithm.train_task(task)
-    raise_all(_task_problems(dataset, splits, train_task, task) + algorithm.task_problems(task))
+    drawn = {split: train_task if split == "train" else task for split in splits}
+    of_algorithm = algorithm.task_problems(task) if problem.has_ways else []
+    raise_all(dataset.task_problems(drawn) + of_algorithm + algorithm.example_problems(shape))
     if chosen.task_chunk == "auto":
-        images = max(each.ways * (each.shots + each.queries) for each in (train_task, task))
-        used.task_chunk = hardware.automatic_chunk(used.device, images * math.prod(image_shape))
+        examples = max(each.ways * (each.shots + each.queries) for each in (train_task, task))
+        used.task_chunk = hardware.automatic_chunk(used.device, examples * math.prod(shape))
     return Parts(dataset, algorithm, used, task, train_task)
 
 
@@ -129,30 +125,35 @@ def build_optimizer(node: Mapping[str, Any], parameters: Sequence[nn.Parameter])
     return build.build(node, "train.optimizer", {"params": parameters})
 
 
-def _task_problems(dataset: Dataset, splits: tuple[SplitName, ...], train_task: Task, task: Task) -> list[FslError]:
-    """What keeps the episodes from being drawn; for each setting the split that leaves the least room."""
-    found: dict[str | None, FslError] = {}
-    for split in sorted(splits, key=lambda split: len(dataset.counts(split))):
-        for problem in task_problems(dataset.counts(split), split, train_task if split == "train" else task):
-            found.setdefault(problem.where, problem)
-    return list(found.values())
+def build_backbone(node: Mapping[str, Any], dataset: Dataset) -> nn.Module:
+    """The backbone for the examples of a data set.
+
+    Raises:
+        FslError: it is one for images, and the examples are none.
+    """
+    shape = dataset.example_shape
+    if build.takes(node, "backbone", "image_shape") and len(shape) != 3:
+        what = f"{node.get('name')} works on images, and an example of {dataset.name} has the shape {list(shape)}"
+        raise FslError(what, where="backbone", hint="use backbone=mlp")
+    backbone: nn.Module = build.build(node, "backbone", {"image_shape": shape, "example_shape": shape})
+    return backbone
 
 
-def feature_width(backbone: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def feature_width(backbone: nn.Module, shape: tuple[int, ...]) -> int:
     """Width D of a backbone's output ``[B, D]``, found by running it once.
 
     Raises:
-        FslError: the backbone does not accept such images, or its output has another shape.
+        FslError: the backbone does not accept such examples, or its output has another shape.
     """
     training = backbone.training
     try:
         with torch.no_grad():
-            output = backbone.eval()(torch.zeros(2, *image_shape))
+            output = backbone.eval()(torch.zeros(2, *shape))
     except RuntimeError as error:
         reason = first_line(error)
-        raise FslError(f"does not accept {list(image_shape)} images: {reason}", where="backbone") from error
+        raise FslError(f"does not accept {list(shape)} examples: {reason}", where="backbone") from error
     finally:
         backbone.train(training)
     if output.ndim != 2:
-        raise FslError(f"gives {list(output.shape)} for two images, not [2, features]", where="backbone")
+        raise FslError(f"gives {list(output.shape)} for two examples, not [2, features]", where="backbone")
     return output.shape[1]

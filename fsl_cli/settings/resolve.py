@@ -18,8 +18,8 @@ from fsl_cli.settings.schema import Settings
 # What the program hands to a constructor itself; every other parameter is an option of the YAML file.
 RUNTIME = {
     "dataset": {"data_dir", "cache_dir", "progress"},
-    "backbone": {"image_shape"},
-    "algo": {"backbone", "features", "ways", "engine", "classes", "image_shape"},
+    "backbone": {"image_shape", "example_shape"},
+    "algo": {"backbone", "features", "ways", "engine", "classes", "image_shape", "problem"},
     "train.optimizer": {"params"},
 }
 
@@ -52,7 +52,7 @@ def validate(config: dict[str, Any]) -> Settings:
     Raises:
         Problems: everything that is wrong with it.
     """
-    problems: list[FslError] = []
+    problems: list[FslError] = _unsolved(config)
     for where, runtime in RUNTIME.items():
         node = config
         for part in where.split("."):
@@ -69,6 +69,29 @@ def validate(config: dict[str, Any]) -> Settings:
         raise Problems(problems + build.problems_of(error, Settings, "", config)) from error
     raise_all(problems)
     return settings
+
+
+def _unsolved(config: dict[str, Any]) -> list[FslError]:
+    """An algorithm that cannot solve what the data set asks for, classes of a data set that has none, or the reverse."""
+    algorithm: Any
+    dataset: Any
+    try:
+        algorithm, dataset = (build.target_of(config[name], name) for name in ("algo", "dataset"))
+    except (FslError, KeyError, TypeError, AttributeError):
+        return []  # reported by the checks of that section
+    problem, ways = dataset.problem_type, (config.get("task") or {}).get("ways")
+    found = []
+    if not issubclass(problem, algorithm.problems):
+        what = (
+            f"{config['algo'].get('name')} does not do {problem.name}, which dataset={config['dataset'].get('name')} asks for"
+        )
+        found.append(FslError(what, where="algo", hint="methods with an inner loop, like maml, do any problem"))
+    if problem.has_ways and ways is None:
+        found.append(FslError("is missing: the classes of an episode", where="task.ways", hint="for example task.ways=5"))
+    if not problem.has_ways and ways is not None:
+        what = f"{ways} is not valid: dataset={config['dataset'].get('name')} has no classes"
+        found.append(FslError(what, where="task.ways", hint="leave it out, or task.ways=null"))
+    return found
 
 
 def _engine_problems(config: dict[str, Any]) -> list[FslError]:

@@ -18,7 +18,7 @@ class Section(BaseModel):
 class TaskSettings(Section):
     """Shape of the tested episodes."""
 
-    ways: int = Field(ge=2)
+    ways: int | None = Field(ge=2)
     shots: int = Field(ge=1)
     queries: int = Field(ge=1)
 

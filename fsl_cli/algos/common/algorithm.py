@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes import Classification, Episodes, Problem, Task
 from fsl_cli.errors import FslError
 
 BatchNormMode = Literal["transductive", "inductive"]
@@ -24,23 +24,27 @@ class Step:
         outputs: what the network says of the queries, ``[T, B, O]``, without a graph.
         metrics: further scalars to log, by name.
         targets: what ``outputs`` should be, when that is not the targets of the queries.
+        mask: bool, which rows of ``outputs`` count, where there are ``targets``; None: all.
     """
 
     loss: Tensor
     outputs: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     targets: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Algorithm(nn.Module, ABC):
     """A few-shot learner: its module state is everything that is meta-learned.
 
     Attributes:
+        problems: kinds of problems that it solves.
         transductive: whether the prediction of a query may depend on the other queries of its episode.
         embeds: whether `predict` sees the images only through `embed` of each image by itself, that is, whether it is
             the one below. Evaluation then embeds an image once, however many episodes it occurs in.
     """
 
+    problems: ClassVar[tuple[type[Problem], ...]] = (Classification,)
     transductive: bool
     embeds: bool = False
 
@@ -49,7 +53,11 @@ class Algorithm(nn.Module, ABC):
         return task
 
     def task_problems(self, task: Task) -> list[FslError]:
-        """What keeps this algorithm from being tested on ``task``; empty when nothing does."""
+        """What keeps this algorithm from being tested on ``task``, of classification; empty when nothing does."""
+        return []
+
+    def example_problems(self, shape: tuple[int, ...]) -> list[FslError]:
+        """What keeps this algorithm from working on examples of this shape; empty when nothing does."""
         return []
 
     def begin_iteration(self, iteration: int) -> None:

@@ -7,6 +7,7 @@ normalises by the running averages, ``transductive`` by the images of the episod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, TypedDict
 
 import torch
@@ -102,7 +103,7 @@ class EmbeddingLearner(Algorithm):
         return self.classify(episodes.with_embeddings(support, query))
 
 
-def each_alone(net: nn.Module, examples: Examples) -> Tensor:
+def each_alone(net: Callable[[Tensor], Tensor], examples: Examples) -> Tensor:
     """What a network makes of the examples of each episode by themselves, ``[T, B, ...]``; zeros where there is none."""
     if examples.mask is None:
         return torch.stack([net(x) for x in examples.x])

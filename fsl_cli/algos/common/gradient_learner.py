@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fsl_cli.algos.common.step_learner import DescentOptions, StepLearner, StepOptions
-from fsl_cli.episodes import Task
+from fsl_cli.episodes import Problem, Task
 from fsl_cli.inner.inner_loop import Classifier, mean_row
 from fsl_cli.inner.step_sizes import StepSizes
 
@@ -57,6 +57,8 @@ class GradientLearner(StepLearner):
     Attributes:
         net: the classifier.
     """
+
+    problems = (Problem,)  # of any kind
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Supervised pre-training: a network learns to tell all classes of the training split apart, as in ordinary training.
 
 A training episode is a mini-batch: the images of ``train_ways`` classes, two of each class, with their classes in the split
-as labels. What a method then does with the network in a test is its own.
+as labels. Where a data set has no classes, one network is trained on the examples of all tasks. What a method then does
+with the network in a test is its own.
 """
 
 from __future__ import annotations
@@ -14,47 +15,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsl_cli.algos.common.algorithm import Algorithm, Step
+from fsl_cli.algos.common.embedding_learner import each_alone
 from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.backbones.batch_norm import statistics_from
-from fsl_cli.episodes import Episodes, Task
+from fsl_cli.episodes import Classification, Episodes, Task
 
 
 class Pretrained(Algorithm):
     """A network with a head over all classes of the training split, trained by cross-entropy.
 
+    Where a data set has no classes, the head has the outputs of the problem, and one network is trained on the examples of
+    all tasks together, which differ in what they ask of the same input (Finn et al. 2017, section 5.1).
+
     Batch normalisation: while training by the mini-batch; embeddings use the running averages of training.
 
     Args:
-        backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
-        head: features to logits ``[B, classes]``.
-        train_ways: classes of a mini-batch, two images each.
+        backbone: examples ``[B, ...]`` to features ``[B, D]``.
+        head: features to logits ``[B, classes]``, or to the outputs of the problem.
+        train_ways: classes of a mini-batch, two images each; None: there are no classes.
     """
 
     transductive = False
     embeds = True
 
-    def __init__(self, backbone: nn.Module, head: ClassHead, train_ways: int) -> None:
+    def __init__(self, backbone: nn.Module, head: ClassHead, train_ways: int | None) -> None:
         super().__init__()
         self.backbone, self.head, self.train_ways = backbone, head, train_ways
 
     def train_task(self, task: Task) -> Task:
-        """A mini-batch; the tested task plays no part in it."""
-        return Task(self.train_ways, 1, 1)
+        """A mini-batch: of classes, in which the tested task plays no part, or else of the points of such a task."""
+        return task if self.train_ways is None else Task(self.train_ways, 1, 1)
 
     def loss(self, episodes: Episodes) -> Step:
-        """Cross-entropy over all classes; moves the running averages of batch normalisation.
+        """The loss over all classes, or of the problem; moves the running averages of batch normalisation.
 
         Returns:
-            Logits ``[T, 2 * train_ways, classes]`` with their labels.
+            Outputs for all examples, support and queries, with their targets.
         """
-        images = torch.cat([episodes.support.x, episodes.query.x], dim=1)
-        labels = episodes.classes.gather(1, torch.cat([episodes.support.y, episodes.query.y], dim=1))
-        logits = torch.stack([self._logits(batch) for batch in images])  # each mini-batch is normalised by itself
-        return Step(F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits.detach(), targets=labels)
+        examples, problem = episodes.support.followed_by(episodes.query), episodes.problem
+        outputs = each_alone(self._outputs, examples)  # each mini-batch is normalised by itself
+        targets = examples.y
+        if self.train_ways is not None:
+            targets, problem = episodes.classes.gather(1, targets), Classification(outputs.shape[-1])
+        loss = problem.loss(outputs, targets, examples.mask).mean()
+        return Step(loss, outputs.detach(), targets=targets, mask=examples.mask)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _outputs(self, examples: Tensor) -> Tensor:
         with statistics_from(self.backbone, "tracked_batch"):
-            features = self.backbone(images)
+            features = self.backbone(examples)
         self.seen(features.detach())
         return self.head(features)
 

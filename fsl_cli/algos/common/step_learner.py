@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from fsl_cli.algos.common.algorithm import Algorithm, exact_scores
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.episodes.augmentation import Augmentation, with_augmented_support
+from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import ENGINES, EngineName, tasks_engine
 from fsl_cli.inner.inner_loop import Classifier, InnerLoop
 from fsl_cli.inner.tasks import TaskBatch
@@ -85,6 +86,13 @@ class StepLearner(Algorithm):
             self._engine.check(inner)
         else:
             self._tasks_of = tasks_engine(engine, inner)
+
+    def example_problems(self, shape: tuple[int, ...]) -> list[FslError]:
+        """Only images can be augmented."""
+        kind, _ = self.augmentation
+        if kind == "none" or len(shape) == 3:
+            return []
+        return [FslError(f"{kind} is not valid: the examples are no images", where="algo.augment_support", hint="use none")]
 
     @abstractmethod
     def inner_loop(self, ways: int) -> InnerLoop:
