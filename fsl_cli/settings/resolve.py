@@ -79,7 +79,12 @@ def _unsolved(config: dict[str, Any]) -> list[FslError]:
         algorithm, dataset = (build.target_of(config[name], name) for name in ("algo", "dataset"))
     except (FslError, KeyError, TypeError, AttributeError):
         return []  # reported by the checks of that section
-    problem, ways = dataset.problem_type, (config.get("task") or {}).get("ways")
+    for where, found, attribute in (("algo", algorithm, "problems"), ("dataset", dataset, "problem_type")):
+        if not hasattr(found, attribute):
+            hint = "derive it from fsl_cli.algos.common.algorithm.Algorithm or fsl_cli.datasets.dataset.ImageClasses"
+            return [FslError(f"{found.__name__} has no attribute {attribute}", where=f"{where}._target_", hint=hint)]
+    problem, task = dataset.problem_type, config.get("task")
+    ways = task.get("ways") if isinstance(task, dict) else 2  # anything else is reported by the check of that section
     found = []
     if not issubclass(problem, algorithm.problems):
         what = (

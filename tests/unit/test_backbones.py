@@ -299,9 +299,9 @@ class Wrong(nn.Module):
 
 
 def test_feature_width_refuses_what_is_no_backbone():
-    with pytest.raises(FslError, match=r"backbone: gives \[2, 1, 4, 4\] for two images, not \[2, features\]"):
+    with pytest.raises(FslError, match=r"backbone: gives \[2, 1, 4, 4\] for two examples, not \[2, features\]"):
         feature_width(Wrong(), (1, 4, 4))
-    with pytest.raises(FslError, match=r"backbone: does not accept \[3, 28, 28\] images: "):
+    with pytest.raises(FslError, match=r"backbone: does not accept \[3, 28, 28\] examples: "):
         feature_width(Conv4((1, 28, 28)), (3, 28, 28))
 
 

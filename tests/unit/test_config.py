@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.compute import hardware
 from fsl_cli.errors import FslError, Problems
@@ -58,10 +59,10 @@ def problems(values: dict[str, Any]) -> list[str]:
 def test_every_group_has_its_members():
     count = {group: len(choices(group)) for group in GROUPS}
     assert count["algo"] == 26
-    assert count["dataset"] == 2
+    assert count["dataset"] == 3
     assert count["backbone"] == 4
     assert count["hardware"] == 3
-    assert count["experiment"] == 50
+    assert count["experiment"] == 52
     everywhere = {
         "maml",
         "fomaml",
@@ -77,9 +78,8 @@ def test_every_group_has_its_members():
         "snail",
     }
     tasks = ("5w1s", "5w5s", "20w1s", "20w5s")
-    assert {"demo", "mann_omniglot_5w1s"} | {f"{algo}_omniglot_{task}" for algo in everywhere for task in tasks} == set(
-        choices("experiment")
-    )
+    others = {"demo", "mann_omniglot_5w1s", "maml_sinusoid_5shot", "maml_sinusoid_10shot"}
+    assert others | {f"{algo}_omniglot_{task}" for algo in everywhere for task in tasks} == set(choices("experiment"))
     files = [path for path in conf_dir().rglob("*.yaml") if path.parent != conf_dir()]
     assert len(files) == len(MEMBERS) == sum(count.values())
 
@@ -142,7 +142,7 @@ def test_the_runtime_arguments_exist():
     """A renamed argument would silently become an option."""
     constructors = [build.target_of(composed(f"algo={name}")["algo"], "algo") for name in choices("algo")]
     assert config.RUNTIME["algo"] <= {name for cls in constructors for name in inspect.signature(cls).parameters}
-    assert config.RUNTIME["backbone"] <= set(inspect.signature(MLP).parameters)
+    assert config.RUNTIME["backbone"] <= {name for cls in (MLP, Conv4) for name in inspect.signature(cls).parameters}
     assert config.RUNTIME["train.optimizer"] <= set(inspect.signature(torch.optim.Adam).parameters)
 
 
