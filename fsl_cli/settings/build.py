@@ -54,12 +54,12 @@ def target_of(node: Mapping[str, Any], where: str) -> type:
 
 def _not_allowed(target: object, where: str) -> FslError:
     """The `FslError` for a target of a package that neither belongs to fsl nor is a plug-in here."""
-    known = "*, ".join([*ALLOWED, *(f"{package}." for plugin in plugins() for package in plugin.packages)])
-    hint = f"allowed: {known}*"
     if isinstance(target, str) and "." in target and not target.startswith(ALLOWED):
         package = target.split(".")[0]
-        hint += f"; if you trust package {package}, install it as a plug-in or name it: {VARIABLE}={package}, or its folder"
-    return FslError(f"{target!r} may not be built", where=where, hint=hint)
+        what = f"{target!r} may not be built: package {package} is not a plug-in here"
+        return FslError(what, where=where, hint=f"install it, or name it or its folder: {VARIABLE}={package}, if you trust it")
+    names = [*ALLOWED, *(f"{package}." for plugin in plugins() for package in plugin.packages)]
+    return FslError(f"{target!r} may not be built", where=where, hint=f"allowed: {'*, '.join(names)}*")
 
 
 def _check_origin(found: type, plugin: Plugin, where: str) -> None:

@@ -43,7 +43,7 @@ def reduced(line: str) -> list[str]:
     return words + [word for word in smaller if word.split("=")[0] not in given]
 
 
-@pytest.mark.parametrize("line", runnable("fsl train"))
+@pytest.mark.parametrize("line", [line for line in runnable("fsl train") if "mine" not in line])
 def test_train(line, fsl, request):
     if needs_omniglot(line):
         request.getfixturevalue("omniglot_dir")
@@ -51,6 +51,15 @@ def test_train(line, fsl, request):
     assert outcome.code == 0, outcome.err
     if "--cfg" not in line:
         assert re.search(r"test  \d+ episodes  accuracy \d+\.\d\d ± \d+\.\d\d % \(95% CI, t\)", outcome.out)
+
+
+def test_a_package_of_ones_own(fsl, monkeypatch, omniglot_dir):
+    assert fsl(*runnable("fsl new algo")[0].split()[1:]).code == 0
+    (line,) = runnable("export FSL_PLUGINS=")
+    monkeypatch.setenv(*line.removeprefix("export ").split("="))
+    (train,) = [line for line in runnable("fsl train") if "mine" in line]
+    outcome = fsl(*reduced(train)[1:])
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def test_without_it_one_line_says_what_is_missing_and_how_to_name_it(
         assert len(refused.err.splitlines()) == 1
         assert not (tmp_path / "eval").exists()
     assert "package research" in fsl("eval", f"run={run}").err
-    assert "FSL_PLUGINS=research, or its folder" in fsl("eval", f"run={run}").err
+    assert "FSL_PLUGINS=research" in fsl("eval", f"run={run}").err
 
 
 @pytest.mark.parametrize(
