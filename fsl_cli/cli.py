@@ -16,7 +16,7 @@ VERBS = {
     "train": "meta-train, validate and test; -m runs a sweep",
     "eval": "meta-test a trained run again, on any task",
     "ls": "list algorithms, data sets, backbones, hardware and experiments",
-    "new": "write a method or backbone of your own: code, configuration and test of an example that works",
+    "new": "write a method, backbone or data set of your own: code, configuration and test of an example that works",
     "doctor": "check versions, device, folders and W&B",
 }
 

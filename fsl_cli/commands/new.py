@@ -1,4 +1,4 @@
-"""`fsl new`: a method or backbone of your own, outside of fsl: code, configuration and test of an example that works."""
+"""`fsl new`: a method, backbone or data set of your own, outside of fsl: code, configuration and test that work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsl_cli.settings.conf_files import choices
 from fsl_cli.settings.plugins import VARIABLE, plugins
 from fsl_cli.show import console
 
-PLACES = {"algo": "algos", "backbone": "backbones"}  # the package of each kind
+PLACES = {"algo": "algos", "backbone": "backbones", "dataset": "datasets"}  # the package of each kind
 TEMPLATES = Path(__file__).parent / "templates"
 IN = "in"
 DEFAULT = "my_fsl"

@@ -29,7 +29,7 @@ _USAGE = {
     "train": "fsl train [-m] [key=value ...]",
     "eval": "fsl eval run=FOLDER [key=value ...]",
     "ls": f"fsl ls [{'|'.join(GROUPS)}]",
-    "new": "fsl new algo|backbone NAME [in=FOLDER]",
+    "new": "fsl new algo|backbone|dataset NAME [in=FOLDER]",
     "doctor": "fsl doctor",
 }
 

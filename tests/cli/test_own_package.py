@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def package(fsl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A plug-in with the method ``mine`` and the backbone ``wide``, named by FSL_PLUGINS; forgotten afterwards."""
+    """A plug-in with a method, a backbone and a data set that FSL_PLUGINS names; forgotten afterwards."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for kind, name in (("algo", "mine"), ("backbone", "wide")):
+    for kind, name in (("algo", "mine"), ("backbone", "wide"), ("dataset", "ours")):
         assert fsl("new", kind, name, f"in={tmp_path / 'research'}").code == 0
     monkeypatch.setenv(plugins.VARIABLE, str(tmp_path / "research"))
     yield tmp_path / "research"
@@ -37,11 +37,12 @@ def test_what_is_written_is_a_package_with_tests_that_pass(package: Path, warm: 
         "research/__init__.py",
         *("research/algos/__init__.py", "research/algos/mine.py", "research/conf/algo/mine.yaml", "tests/test_mine.py"),
         *("research/backbones/__init__.py", "research/backbones/wide.py", "research/conf/backbone/wide.yaml"),
-        "tests/test_wide.py",
+        *("research/datasets/__init__.py", "research/datasets/ours.py", "research/conf/dataset/ours.yaml"),
+        *("tests/test_wide.py", "tests/test_ours.py"),
     }
     log = tmp_path / "log"
     assert warm.start("-q", "-p", "no:cacheprovider", cwd=package, log=log, module="pytest").wait() == 0, log.read_text()
-    assert "4 passed" in log.read_text()
+    assert "7 passed" in log.read_text()
     style = [
         sys.executable,
         "-m",
@@ -66,7 +67,7 @@ def test_a_broken_method_fails_its_test(package: Path, warm: Warm, tmp_path: Pat
 
 
 def test_it_trains_resumes_and_is_evaluated(package: Path, fsl: Run, small: Callable[..., Path], tmp_path: Path):
-    words = ("algo=mine", "backbone=wide", "backbone.features=8", "eval.checkpoint=last")
+    words = ("algo=mine", "backbone=wide", "dataset=ours", "backbone.features=8", "eval.checkpoint=last")
     whole = small("whole", *words, "train.iterations=6")
     assert results(whole)["algo"] == "mine"
     described = json.loads((whole / "env.json").read_text())["plugins"]["research"]
@@ -82,13 +83,20 @@ def test_it_trains_resumes_and_is_evaluated(package: Path, fsl: Run, small: Call
     assert results(tmp_path / "eval")["accuracy"] == results(whole)["accuracy"]
 
 
-def test_a_sweep_over_it_and_a_method_of_fsl_has_both_rows(package: Path, fsl: Run, tmp_path: Path):
-    words = ("backbone=wide", "train.iterations=2", "train.val_episodes=2", "eval.episodes=4", "wandb.mode=disabled")
-    swept = fsl("train", "-m", "algo=mine,protonet", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+def test_a_sweep_over_it_and_one_of_fsl_has_both_rows(package: Path, fsl: Run, tmp_path: Path):
+    words = (
+        "dataset=ours",
+        "backbone=wide",
+        "train.iterations=2",
+        "train.val_episodes=2",
+        "eval.episodes=4",
+        "wandb.mode=disabled",
+    )
+    swept = fsl("train", "-m", "algo=mine,nearest", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert swept.code == 0, swept.err
     table = (tmp_path / "sweep" / "results.csv").read_text()
     assert "mine" in table
-    assert "protonet" in table
+    assert "nearest" in table
 
 
 def test_without_it_one_line_says_what_is_missing_and_how_to_name_it(
