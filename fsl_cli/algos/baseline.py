@@ -1,22 +1,21 @@
 """Baseline: pre-train, then fit a linear classifier (Chen et al. 2019, "A closer look at few-shot classification").
 
-The network is trained to tell all classes of the training split apart, with a linear head and cross-entropy
-(`fsl_cli.algos.common.pretraining`). In a test the network is frozen, and a new linear classifier W, b is fitted to the support
-features of each task by gradient descent with momentum on the cross-entropy,
+The network is trained to classify images into all classes of the training split, with a linear head and cross-entropy
+(`fsl_cli.algos.common.pretraining`). In a test the network is frozen, and a new linear classifier W, b is fitted to the
+support features of each task by gradient descent with momentum on the cross-entropy,
 
     min_(W,b)  mean_i CE(W f(x_i) + b, y_i)                      a query has the logits W f(x) + b
 
+in ``test_steps`` steps v <- momentum v + (1 - dampening) (g + decay theta), theta <- theta - lr v, where g is the gradient.
+As in PyTorch, dampening applies neither in the first step nor without momentum.
+
 Batch normalisation: while training by the mini-batch, in tests by the running averages.
 
-Options: ``test_steps`` of size ``test_lr`` with ``test_momentum``, ``test_dampening`` and ``test_weight_decay`` fit the
-classifier: v <- momentum v + (1 - dampening) (g + decay theta), theta <- theta - lr v, where g is the gradient and, as
-in PyTorch, nothing is dampened in the first step and without momentum; ``train_ways`` classes of a training mini-batch.
-
 Deviations: the classifier starts at zero and each of the ``test_steps`` steps uses the whole support set; theirs starts at
-random and goes through mini-batches of 4 images for 100 epochs (200 steps with five support images). So a test draws no
-random numbers. Mini-batches of training hold two images of each of ``train_ways`` classes; theirs are 16 images drawn from
-all of them. Pre-training uses SGD with Nesterov momentum and a cosine rate, theirs Adam. Images are not augmented.
-Schedules are shorter.
+random values and goes through mini-batches of 4 images for 100 epochs (200 steps with five support images). So a test draws
+no random numbers here. Mini-batches of training contain two images of each of ``train_ways`` classes; theirs are 16 images
+drawn from all of them. Pre-training uses SGD with Nesterov momentum and a cosine schedule, theirs Adam. Images are not
+augmented. Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

@@ -1,18 +1,16 @@
 """Baseline++: pre-train, then fit a cosine classifier (Chen et al. 2019, "A closer look at few-shot classification").
 
 As `fsl_cli.algos.baseline`, but in both stages the logits are scaled cosine similarities between the features and a weight
-vector for each class, s cos(w_k, x), which keeps features of a class close together.
+vector for each class, s cos(w_k, x), which keeps the features of a class close together. The scale s is ``train_scale`` in
+training and ``test_scale`` in tests.
 
 Batch normalisation: while training by the mini-batch, in tests by the running averages.
 
-Options: ``train_scale`` and ``test_scale`` are s in training and in tests; ``test_steps``, ``test_lr``, ``test_momentum``,
-``test_dampening``, ``test_weight_decay`` and ``train_ways`` are those of `fsl_cli.algos.baseline`.
-
 Deviations: those of `fsl_cli.algos.baseline`, except that every weight vector of the new classifier starts at the mean of
-the normalised support features, the same for all classes, and not at random. The paper's code multiplies each cosine
-by a learned length of the class besides the scale; here it is the cosine of the paper. Their scale is 10 for more than
-200 classes and 2 otherwise. Here ``train_scale`` is 20: with Omniglot's 4,112 classes a softmax over cosines times 10 gives
-no more than 0.84 to a feature that is orthogonal to all other classes.
+the normalised support features, the same for all classes, instead of a random vector. The paper's code also multiplies each
+cosine by a learned length of the class; here it is the cosine of the paper. Their scale is 10 for more than 200 classes and
+2 otherwise. Here ``train_scale`` is 20: with Omniglot's 4,112 classes and a scale of 10, a feature that is orthogonal to all
+other classes has a probability of at most 0.84 for its own.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

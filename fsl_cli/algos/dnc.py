@@ -1,6 +1,6 @@
 """Differentiable neural computer (Graves et al. 2016), given few-shot episodes as sequences.
 
-The network sees image x_t together with the label of the previous image, y_(t-1), and names the class of x_t, as in
+The network sees image x_t together with the label of the previous image, y_(t-1), and predicts the class of x_t, as in
 Santoro et al. 2016 (see `fsl_cli.algos.common.cell_learner`). An LSTM controls a memory M of ``slots`` rows. Writing, from
 the read weights w^r and the write weights w^w of the previous step (Methods of the paper):
 
@@ -10,7 +10,7 @@ the read weights w^r and the write weights w^w of the previous step (Methods of 
     w^w = g^w (g^a a + (1 - g^a) C(M, k^w, beta^w))       C(M, k, beta) = softmax_i(beta cos(k, M_i))
     M <- M (1 - w^w e^T) + w^w v^T                        erase e in 0..1, write v
 
-Temporal links, with the precedence p of the step before, L_ii = 0:
+Temporal links, with the precedence p of the previous step, L_ii = 0:
 
     L_ij <- (1 - w^w_i - w^w_j) L_ij + w^w_i p_j
     p <- (1 - sum_i w^w_i) p + w^w
@@ -20,23 +20,18 @@ Reading, for each head, with modes pi that sum to one:
     w^r <- pi_1 L^T w^r + pi_2 C(M, k^r, beta^r) + pi_3 L w^r          backward, content, forward
     r = M^T w^r
 
-and the logits are a linear map of the controller's output plus one of all that was read.
+The logits are the sum of a linear map of the controller's output and one of all that was read.
 
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
-another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
-
-Options: ``hidden`` units of the controller; ``slots`` rows of ``width`` numbers; ``read_heads``; ``training``, what the
-loss is of: ``sequence`` every step of all images of an episode in random order, each to be named before its label is seen,
-``episode`` the queries that follow on the support set, ``both`` the mean of the two; ``train_queries`` per class;
-``batch_norm`` as said.
+another; ``transductive`` by all its images. A whole sequence is also normalised by the support images in it.
 
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
 backbone first, whose features are layer-normalised. The controller has one layer. Besides x_t and y_(t-1) it sees x_(t-1)
-again, and the interface sees these inputs besides the controller's output; read keys and what is written begin as the same
-linear map of an image. This start is to spare the plateau on which MANN was seen without it; see
-`algos.common.memory.aligned`. The write gate and the allocation gate begin open, the free gates closed, the read mode at
-content, the read strengths at about 9, erasing near 0. The memory has 32 rows, as every row costs a row and a column of
-links.
+again, and the interface sees these inputs besides the controller's output; read keys and what is written start as the same
+linear map of an image. This initialisation is meant to avoid the plateau that MANN reached without it; see
+`fsl_cli.algos.common.memory.aligned`. The write gate and the allocation gate start open, the free gates closed, the read
+mode at content, the read strengths at about 9, erasing near 0. The memory has 32 rows, because every row costs a row and a
+column of links.
 
 Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a sequence);
 ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence (not with

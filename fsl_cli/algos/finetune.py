@@ -2,27 +2,22 @@
 
 The plain transfer-learning baseline (for example Triantafillou et al. 2020, "Meta-Dataset", section 3, and Dhillon et al.
 2020, "A baseline for few-shot image classification"; Chen et al. 2019 freeze the network, see `fsl_cli.algos.baseline`).
-The network is trained to tell all classes of the training split apart, with a linear head and cross-entropy
-(`fsl_cli.algos.common.pretraining`). In a test a new linear head is put on the network, and the network and the head take
-K = ``test_inner_steps`` steps on the support set of the task, through the inner loop of MAML:
+The network is trained to classify images into all classes of the training split, with a linear head and cross-entropy
+(`fsl_cli.algos.common.pretraining`). In a test the network gets a new linear head, and both take K = ``test_inner_steps``
+steps on the support set of the task, through the inner loop of MAML:
 
     theta <- theta - inner_lr * grad L_support(theta),  K times, from the pre-trained body and a head of zeros
 
-On a data set without classes (``dataset=sinusoid``) one network is trained on the examples of all tasks together, and then it
-and its head take the steps: the "pretrained on all tasks" of Finn et al. 2017, section 5.1.
+On a data set without classes (``dataset=sinusoid``) one network is trained on the examples of all tasks together; in a test
+the network and its head take the steps. This is the "pretrained on all tasks" of Finn et al. 2017, section 5.1.
 
-Batch normalisation: while training by the mini-batch. While fine-tuning by the support set, and then ``transductive``
+Batch normalisation: while training by the mini-batch. While fine-tuning by the support set; afterwards ``transductive``
 normalises a query by its query batch, ``inductive`` by the support set, as in `fsl_cli.algos.maml`. The running averages of
 training are not used.
 
-Options: ``test_inner_steps`` (a list like ``[0,3,10]`` gives the accuracy after each, the largest the result) of size
-``inner_lr``; ``inner_optimizer`` and ``inner_weight_decay`` say what a step makes of the gradient; ``augment_support`` adds
-``augment_copies`` changed copies of each support image, see `episodes.augmentation`; ``train_ways`` classes of a training
-mini-batch; ``batch_norm`` as said.
-
-Deviations: there is no one paper to deviate from. Chosen here: the new head starts at zero, every step uses the whole
-support set, and all weights have one step size. Dhillon et al. start the head at the support features and also minimise the
-entropy of the queries.
+Deviations: there is no single paper to deviate from. Chosen here: the new head starts at zero, every step uses the whole
+support set, and all weights have the same step size. Dhillon et al. start the head at the support features and also minimise
+the entropy of the queries.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

@@ -1,49 +1,46 @@
 """iMAML: meta-learning with implicit gradients (Rajeswaran, Finn, Kakade & Levine 2019).
 
-A task does not take a fixed number of steps: it solves a problem that keeps it near the meta-learned theta (section 2.2),
+A task is not a fixed number of steps but a problem whose solution stays near the meta-learned theta (section 2.2):
 
     phi*(theta) = argmin_phi  L_support(phi) + lambda/2 |phi - theta|^2
 
-Where the gradient of that is zero, the derivative of phi* follows from the implicit function theorem, whatever the way on
-which phi* was found (lemma 1):
+Where the gradient of that objective is zero, the implicit function theorem gives the derivative of phi*, regardless of how
+phi* was found (lemma 1):
 
     d phi* / d theta = (I + H / lambda)^-1,    H the Hessian of L_support at phi*
 
-so that the gradient of the outer loss is the solution g of (I + H / lambda) g = grad L_query(phi*). It needs H
-only in products with vectors, and memory does not grow with the inner steps.
+The gradient of the outer loss is therefore the solution g of (I + H / lambda) g = grad L_query(phi*). Only products of H
+with vectors are needed, and memory does not grow with the number of inner steps.
 
-- The inner problem is solved by ``inner_steps`` steps of ``inner_optimizer``. The implicit gradient is exact at the
-  solution only; the logged ``inner_gradient`` says how far from it the steps end. Gradient steps come close when there are
-  many of them and ``inner_lr`` is below 2 / (lambda + curvature of L_support). ``inner_weight_decay`` w belongs to the
-  problem, as w/2 |phi|^2, and so to the Hessian, H + w I.
-- The system is solved by ``cg_steps`` steps of conjugate gradient, for each task by itself (algorithm 2). ``cg_damping``
-  d makes it ((1 + d) I + H / lambda) g: it tames Hessians at points that are not yet minima, for shorter g.
-  A task whose matrix is not positive along the direction of search keeps what it has; at once: g = grad L_query.
-- ``regularization`` is lambda. Large: phi stays near theta, g near the gradient of FOMAML. Small: the support set says
-  more, and the problem is harder to solve. One step of MAML with alpha = 1 / lambda moves about as far as phi*.
-- ``test_inner_steps`` may be a list, like ``[1,4,16]``: then the report has the accuracy after each number of steps, and
-  the largest one gives the result.
+- The inner problem is solved by ``inner_steps`` steps of ``inner_optimizer``. The implicit gradient is exact only at the
+  solution; the logged ``inner_gradient`` says how far from it the steps end. Gradient steps come close when there are
+  many of them and ``inner_lr`` is below 2 / (lambda + curvature of L_support). ``inner_weight_decay`` w adds w/2 |phi|^2 to
+  the inner problem, and so w I to its Hessian.
+- The system is solved for each task separately by ``cg_steps`` steps of conjugate gradient (algorithm 2). With
+  ``cg_damping`` d its matrix is (1 + d) I + H / lambda, which limits the effect of Hessians at points that are not minima
+  yet, and makes g shorter. Where the matrix of a task is not positive along a search direction, the task keeps the g found
+  so far; if that happens at the first step, g = grad L_query.
+- ``regularization`` is lambda. If it is large, phi stays near theta and g near the gradient of FOMAML. If it is small, the
+  support set has more influence and the problem is harder to solve. One step of MAML with alpha = 1 / lambda moves about as
+  far as phi*.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch; ``inductive`` by the support set (MetaBN,
-Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set.
-
-Further options: ``inner_lr`` of the inner steps; ``train_queries`` per class; ``augment_support`` adds ``augment_copies``
-changed copies of each support image, see `fsl_cli.episodes.augmentation`.
+Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set. When the test has another
+number of ways than training, all rows of the head start at the mean of the trained rows.
 
 Deviations from the paper: its Omniglot runs have lambda = 2, 16 inner steps (25 with 20 ways) and 5 steps of conjugate
-gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what learns fastest on a CPU: a smaller lambda, 8
-inner steps that do not reach the solution, and since the Hessian is not that of a minimum then, a large ``cg_damping``: g
-lies between the implicit gradient and that of FOMAML, 1 + d times shorter, which Adam does not mind. Every inner step has
-the proximal term, as in the paper; the authors' code takes its steps without it, then one on that term alone, and tests
-without it; in the system it adds 10 to lambda. Lambda is a constant (their code can learn it), the inner steps are of first
-order (the paper also has Hessian-free ones), and schedules are shorter. The head starts at zero, as in MAML here. A task
-whose matrix is not positive is treated as said above, where the paper assumes that it is. Tested with other ways than
-trained, all rows of the head start at their mean.
+gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what learns fastest on a CPU: a smaller lambda and
+8 inner steps, which do not reach the solution. The Hessian is then not that of a minimum, hence the large ``cg_damping``: g
+lies between the implicit gradient and that of FOMAML, 1 + d times shorter, which makes no difference to Adam. Every inner
+step includes the proximal term, as in the paper; the authors' code takes its steps without it, then one step on that term
+alone, and tests without it; in the system it adds 10 to lambda. Lambda is a constant (their code can learn it), the inner
+steps are of first order (the paper also has Hessian-free ones), and schedules are shorter. The head starts at zero, as in
+MAML here. Tasks whose matrix is not positive are treated as described above, where the paper assumes that it is.
 
-Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``cg_residual`` |b - A g| / |b| of the system
-A g = b that conjugate gradient was given, mean over the tasks: 0 where it is solved; ``inner_gradient`` how far the
-inner steps are from the solution: the norm of the gradient of the inner problem at phi, divided by that of its part
-lambda (phi - theta), mean over the tasks: 0 where it is solved.
+Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``cg_residual``, |b - A g| / |b| of the system A g = b
+given to conjugate gradient, mean over the tasks, 0 where it is solved; ``inner_gradient``, the distance of the inner steps
+from the solution: the norm of the gradient of the inner problem at phi, divided by that of its part lambda (phi - theta),
+mean over the tasks, 0 where it is solved.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (3,003 iterations): 89.94 ± 0.50 % (transductive; 95%
 t interval over 1,000 test episodes). The paper: 99.16 ± 0.35 %. ``scripts/leaderboard.sh --jobs 2 methods=imaml``

@@ -1,31 +1,29 @@
 """Infinite mixture prototypes (Allen, Shelhamer, Shin & Tenenbaum 2019), supervised: as many prototypes as a class needs.
 
-A class is a mixture of Gaussians of variance sigma, whose number is inferred as in DP-means (Algorithm 1):
+A class is a mixture of Gaussians of variance sigma. Their number is inferred as in DP-means (Algorithm 1):
 
 1. Every class starts with one cluster at the mean of its embedded support images.
-2. The images are visited in order. One that is further than the threshold from every cluster of its class,
-   min_c |h_i - mu_c|^2 > lambda, opens a new cluster of its class at itself.
-3. Each image is shared out among the clusters of its class, z_ic = N(h_i; mu_c, sigma) / sum_c N(h_i; mu_c, sigma), and
+2. The images are visited in order. An image that is further than the threshold from every cluster of its class,
+   min_c |h_i - mu_c|^2 > lambda, becomes the centre of a new cluster of its class.
+3. Each image is divided among the clusters of its class, z_ic = N(h_i; mu_c, sigma) / sum_c N(h_i; mu_c, sigma), and
    the prototypes are mu_c = sum_i z_ic h_i / sum_i z_ic.
 
 The threshold (eq. 6) is lambda = -2 sigma log(alpha / (1 + rho / sigma)^(d/2)), where d is the width of the embedding, rho
-the variance between the class means of the episode, and alpha the concentration of the Dirichlet process: larger, more
-clusters. A class is as likely as its closest cluster: p(y = n | x) = softmax_n max_{c of n} log N(h(x); mu_c, sigma), and
-training minimises the cross-entropy of the queries, through which h and sigma are learned. With one shot there is one
-cluster per class at its image, and IMP is a prototypical network with a learned temperature.
+the variance between the class means of the episode, and alpha the concentration of the Dirichlet process: the larger it is,
+the more clusters there are. The likelihood of a class is that of its closest cluster,
+p(y = n | x) = softmax_n max_{c of n} log N(h(x); mu_c, sigma). Training minimises the cross-entropy of the queries, through
+which h and sigma are learned. With one shot, every class has one cluster, at its image, and IMP is a prototypical network
+with a learned temperature.
 
 Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
 averages of training, ``transductive`` by the images of the episode.
 
-Options: ``sigma`` where learning starts, ``alpha`` and ``batch_norm`` as said; ``train_ways``, ``train_shots`` and
-``train_queries`` give the training episodes another shape than the tested task's (null: the same).
-
-Deviations from the paper: labelled support sets only, so there is one sigma and no cluster of unlabelled images; training
+Deviations from the paper: support sets are labelled, so there is one sigma and no cluster of unlabelled images; training
 episodes have ``train_ways`` classes; sigma starts at 0.5 where the authors' code has 5; schedules are shorter; the network
-is the configured backbone, by default with strides where theirs max-pools. As in that code, with which Algorithm 1 was
-compared, the assignments z and the threshold are constants to the gradient, rho is the mean over the dimensions of the
-unbiased variance, and there is one pass over the support set; but it drops clusters whose shares sum to less than 0.001,
-which are kept here.
+is the configured backbone, which by default uses strides where theirs uses max-pooling. As in that code, with which
+Algorithm 1 was compared, the assignments z and the threshold are constants to the gradient, rho is the mean over the
+dimensions of the unbiased variance, and there is one pass over the support set. That code drops clusters whose shares sum to
+less than 0.001; they are kept here.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``sigma``;
 ``threshold``, lambda; ``clusters``, prototypes per class.

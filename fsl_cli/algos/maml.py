@@ -1,38 +1,33 @@
 """MAML: model-agnostic meta-learning (Finn, Abbeel & Levine 2017), and its configurations FOMAML, ANIL, BOIL and Meta-SGD.
 
-For each task, K gradient steps on the support loss from the meta-learned initialisation theta (section 2.2):
+For each task, K gradient steps on the support loss, starting from the meta-learned initialisation theta (section 2.2):
 
     theta' = theta - alpha * grad L_support(theta)
 
-and the outer loss is L_query(theta') averaged over tasks, differentiated through the steps (eq. 1).
+The outer loss is L_query(theta') averaged over tasks, differentiated through the steps (eq. 1).
 
-With theta = (body, head), what the other four do instead:
+The other four configurations differ as follows, with theta = (body, head):
 
-- FOMAML (``algo=fomaml``, section 5.2): the inner gradient is a constant, so that theta moves by grad L_query(theta').
-- ANIL (``algo=anil``, Raghu et al. 2020): the inner loop moves the head alone, head' = head - alpha * grad_head L_support.
-- BOIL (``algo=boil``, Oh et al. 2021): it moves the body alone, body' = body - alpha * grad_body L_support; the head stays
-  as meta-learned, so that the representation itself must change. It cannot serve other ways than it was trained for.
+- FOMAML (``algo=fomaml``, section 5.2): the inner gradient is treated as a constant, so theta moves along
+  grad L_query(theta').
+- ANIL (``algo=anil``, Raghu et al. 2020): the inner loop adapts the head only, head' = head - alpha * grad_head L_support.
+- BOIL (``algo=boil``, Oh et al. 2021): the inner loop adapts the body only, body' = body - alpha * grad_body L_support. The
+  head stays as meta-learned, so the representation itself has to change. A trained model works for its number of ways only.
 - Meta-SGD (``algo=metasgd``, Li et al. 2017, eq. 2): theta' = theta - alpha o grad L_support(theta) in one step, where
-  alpha has a learned number, its sign included, for every weight.
-
-Options: ``inner_steps`` is K in training; ``test_inner_steps`` may be a list, like ``[0,1,3,5,10]``: then the report has
-the accuracy after each number of steps, and the largest gives the result. ``inner_lr`` is alpha, or where it starts if
-``inner_lr_learning`` learns it (``per_layer``, ``per_layer_per_step``, ``per_parameter``). ``inner_optimizer`` and
-``inner_weight_decay`` say what a step makes of the gradient. ``first_order`` is FOMAML's, ``adapt`` ANIL's and BOIL's.
-``augment_support`` adds ``augment_copies`` changed copies of each support image, see `fsl_cli.episodes.augmentation`.
-``train_queries`` per class. ``checkpoint_inner`` runs the steps again for the outer gradient instead of keeping them in
-memory.
+  alpha has one learned value, including its sign, for every weight.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in the authors' code; ``inductive`` by the
-support set (MetaBN, Bronskill et al. 2020). Tested with other ways than trained, all rows of the head start at their mean.
+support set (MetaBN, Bronskill et al. 2020). When the test has another number of ways than training, all rows of the head
+start at the mean of the trained rows.
 
-Deviations from the paper: schedules are shorter unless an experiment file pins the paper's; batch normalisation has
-epsilon 1e-5 (TensorFlow's was 1e-3); the head starts at zero, not at a random normal, which trains faster and makes the
-initialisation blind to the order of the labels (BOIL's starts as PyTorch's do, without which no gradient would reach
-the body). ANIL, BOIL and Meta-SGD have MAML's defaults; BOIL's paper has no such task, ANIL's has 20 ways.
-Meta-SGD's alpha starts at one number for all weights, not at random ones.
+Deviations from the paper: schedules are shorter unless an experiment file sets the paper's. Batch normalisation has
+epsilon 1e-5 (TensorFlow's was 1e-3). The head starts at zero instead of a random normal: it trains faster, and the
+initialisation does not depend on the order of the labels. (BOIL's head starts as PyTorch initialises it, because no gradient
+would reach the body otherwise.) ANIL, BOIL and Meta-SGD use MAML's defaults; BOIL's paper does not test this task, ANIL's
+tests it with 20 ways. Meta-SGD's alpha starts at one value for all weights instead of random values.
 
-Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.
+Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr``, the mean of the step sizes, if they are
+learned.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (transductive; 95% t interval over 1,000 test
 episodes): maml 93.67 ± 0.36 % (1,156 iterations), fomaml 88.55 ± 0.50 % (1,330 iterations), anil 92.76 ± 0.43 % (1,286

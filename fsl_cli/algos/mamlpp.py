@@ -1,39 +1,33 @@
-"""MAML++: how to train your MAML (Antoniou, Edwards & Storkey 2019). MAML with the paper's remedies, each a switch.
+"""MAML++: how to train your MAML (Antoniou, Edwards & Storkey 2019): MAML with improvements, each of which can be switched off.
 
 - Step sizes (section 4, LSLR): ``inner_lr_learning=per_layer_per_step`` learns one for every tensor and every step.
 - Multi-step loss (MSL, eq. 5): the outer loss is sum_i v_i L_query(theta_i) over the parameters after every step i of K.
-  The weights v start at 1/K; over ``multi_step_iterations`` outer steps those of the earlier steps fall to
-  0.03/K and the last one takes what they lose. From then on only the last step counts (``multi_step_iterations=0``: from
-  the start), which is also the faster computation.
-- Batch normalisation of every step (BNRS, BNWB): with ``per_step_batch_norm`` every step has its own scale and shift,
-  meta-learned, not adapted; the queries after step i see those of the i-th step. A step is normalised by its own batch, or
-  in tests by running averages of its own, see below.
+  The weights v start at 1/K. Over ``multi_step_iterations`` outer steps the weights of the earlier steps fall to 0.03/K,
+  and the weight of the last step grows by what they lose. After that only the last step counts, which is also faster to
+  compute. With ``multi_step_iterations=0`` that is so from the start.
+- Batch normalisation of every step (BNRS, BNWB): with ``per_step_batch_norm`` every step has its own scale and shift. They
+  are meta-learned, not adapted; the queries after step i use those of step i. A step is normalised by its own batch or, in
+  tests with ``batch_norm=running``, by running averages of its own.
 - Derivative-order annealing (DA): the first ``first_order_iterations`` outer steps ignore second derivatives.
-- Cosine annealing of the outer rate (CA): ``train.schedule=cosine``.
+- Cosine annealing of the outer learning rate (CA): ``train.schedule=cosine``.
 
 Batch normalisation of a query: ``transductive`` by its query batch, as in the authors' code, which keeps running averages
-for every step but never uses them; ``inductive`` by the support set; ``running``, what the paper describes: trains as
-``transductive``, and tests with everything in a step, support images too, normalised by the running averages of that step.
-They are collected in a second pass over support and query batches that has no gradient. It loses most of what is learned,
-since averages over tasks are not the statistics of five images: after two minutes on one core (``train.max_minutes=2
-algo.batch_norm=running``) 24.8 ± 1.2 %, and 55.9 ± 1.7 % when the same run is tested with ``algo.batch_norm=transductive``
-(Omniglot, n = 200). Tested with more steps than trained, further steps use the step size, scale, shift and averages of the
-last.
-
-Further options: ``inner_steps`` K, and ``test_inner_steps``, a number or a list like ``[0,1,3,10]``: then the report has
-the accuracy after each, and the largest gives the result; ``inner_lr`` where step sizes start; ``inner_optimizer`` and
-``inner_weight_decay`` say what a step makes of the gradient; ``train_queries`` per class; ``augment_support`` adds
-``augment_copies`` changed copies of each support image, see `episodes.augmentation`; ``checkpoint_inner`` runs the steps
-again for the outer gradient instead of keeping them in memory.
+for every step but never uses them; ``inductive`` by the support set; ``running``, what the paper describes: training is as
+with ``transductive``, and in tests everything in a step, including the support images, is normalised by the running averages
+of that step. These averages are collected in a second pass over the support and query batches, without gradients. Most of
+what is learned is lost this way, since averages over tasks are not the statistics of five images: after two minutes on one
+core (``train.max_minutes=2 algo.batch_norm=running``) 24.8 ± 1.2 %, and 55.9 ± 1.7 % when the same run is tested with
+``algo.batch_norm=transductive`` (Omniglot, n = 200). When a test takes more steps than training did, the additional steps
+use the step size, scale, shift and averages of the last.
 
 Deviations from the paper: annealing counts outer steps, not epochs. By default there are 3 steps (5 in the paper), 5
 queries per class in training (1 in the authors' code), no derivative-order annealing (50 epochs in the paper, none in their
-Omniglot configuration) and a shorter schedule, and the network is the configured backbone, with strides where theirs
-max-pools. One model is tested; the paper's figures are means over three seeds, each an ensemble of the five best epochs of
-one training. The head starts at zero and other ways are served as in `fsl_cli.algos.maml`.
+Omniglot configuration) and a shorter schedule. The network is the configured backbone, which uses strides where theirs uses
+max-pooling. One model is tested; the paper's figures are means over three seeds, each an ensemble of the five best epochs of
+one training. The initial head and other numbers of ways are treated as in `fsl_cli.algos.maml`.
 
-Logged: ``loss``, the weighted sum, and ``last_step_loss`` and ``accuracy``, on the queries after the last step;
-``inner_lr`` mean of the step sizes when learned; ``last_step_importance``, v_K.
+Logged: ``loss``, the weighted sum; ``last_step_loss`` and ``accuracy`` on the queries after the last step; ``inner_lr``, the
+mean of the step sizes, if they are learned; ``last_step_importance``, v_K.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,130 iterations): 91.78 ± 0.46 % (transductive; 95%
 t interval over 1,000 test episodes). The paper, an ensemble of five epochs, mean of three seeds: 99.47 %.

@@ -1,9 +1,10 @@
 """MANN: memory-augmented neural networks (Santoro et al. 2016).
 
-The network sees image x_t together with the label of the image before, y_(t-1), and names the class of x_t: it has to
+The network sees image x_t together with the label of the previous image, y_(t-1), and predicts the class of x_t: it has to
 store what it has seen and find it again (section 2; see `fsl_cli.algos.common.cell_learner`). An LSTM controls a memory M of
-``slots`` rows. Each of ``heads`` heads gets a key k and a gate alpha from the controller; at every step they first write
-where least was read and written lately, or where they read last (eq. 5-8), and then read what resembles the key (eq. 2-4):
+``slots`` rows. Each of ``heads`` heads gets a key k and a gate alpha from the controller. At every step the heads first write
+to the rows that were least used recently, or to those they read last (eq. 5-8), and then read the rows that resemble the
+key (eq. 2-4):
 
     w^lu = 1 at the n rows of the smallest usage w^u, n the number of heads, 0 elsewhere      (eq. 6)
     w^w = sigmoid(alpha) w^r + (1 - sigmoid(alpha)) w^lu                                      (eq. 7)
@@ -11,27 +12,24 @@ where least was read and written lately, or where they read last (eq. 5-8), and 
     w^r_i = softmax_i(beta cos(k, M_i)),   r = sum_i w^r_i M_i                                (eq. 2-4)
     w^u <- decay w^u + sum over the heads of (w^r + w^w)                                      (eq. 5)
 
-with w^u and w^r of the step before in the first two lines. The logits are a linear map of the controller's output and what
-was read, which is also an input of the next step. The paper speaks of one least used row that is set to zero before
+with w^u and w^r of the previous step in the first two lines. The logits are a linear map of the controller's output and of
+what was read, which is also an input of the next step. The paper speaks of one least used row that is set to zero before
 writing; with several heads these are here the n rows of w^lu.
 
-``training=sequence`` is the paper's: all images of an episode in random order, each to be named before its label is seen.
-``episode`` is the loss of the queries that follow on the support set; ``both``, the default, the mean of the two.
+``training=sequence`` is the paper's: all images of an episode in random order, each classified before its label is seen.
+``episode`` is the loss of the queries that follow the support set; ``both``, the default, is the mean of the two.
 
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
-another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
+another; ``transductive`` by all its images. A whole sequence is also normalised by the support images in it.
 
-Options: ``hidden`` units of the controller; ``slots`` rows of ``width`` numbers; ``heads``; the ``decay`` of the usage;
-``key_strength`` see below; ``training`` as said; ``train_queries`` per class; ``batch_norm`` as said.
-
-Deviations from the paper: images pass through a backbone first, whose features are layer-normalised, where the paper's
-controller sees pixels. Besides x_t and y_(t-1) the controller sees x_(t-1) again, and keys are made of these inputs besides
-the controller's output; the first half of the heads begin with keys of x_t and their gate at the rows read last, the others
-with keys of x_(t-1) and y_(t-1), by the same linear map, and their gate at the least used rows. Without that, training
-stayed for the few hundred iterations that were tried on the plateau where only labels not seen yet are guessed: see
-`algos.common.memory.aligned`. ``key_strength=true`` adds a factor beta >= 1 as in Graves et al. 2014, which the paper does
-not have: beta = 1 (``false``) cannot focus on one row of 128. Keys pass tanh, beta starts at about 9. Adam where the paper
-has RMSProp; shorter sequences in training.
+Deviations from the paper: images pass through a backbone first, whose features are layer-normalised, while the paper's
+controller sees pixels. Besides x_t and y_(t-1) the controller sees x_(t-1) again, and keys are computed from these inputs
+besides the controller's output. The first half of the heads start with keys of x_t and their gate at the rows read last, the
+others with keys of x_(t-1) and y_(t-1), by the same linear map, and their gate at the least used rows. Without that,
+training stayed, for the few hundred iterations that were tried, on the plateau where the network only guesses among the
+labels it has not seen yet: see `fsl_cli.algos.common.memory.aligned`. ``key_strength=true`` adds a factor beta >= 1 as in
+Graves et al. 2014, which the paper does not have: beta = 1 (``false``) cannot focus on one row of 128. Keys pass through
+tanh, beta starts at about 9. Adam replaces the paper's RMSProp; training sequences are shorter.
 
 Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a sequence);
 ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence (not with

@@ -5,27 +5,24 @@ is a softmax over the support set of cosine similarities (section 2.1.1), a(x, x
 several shots the attention of a class is the sum over its images. Training minimises -log p of the queries' labels.
 
 ``fce=true`` embeds an image in the context of the support set (section 2.1.2, appendix A). g is a bidirectional LSTM over
-the support set (A.2): g(x_i) = h_fwd_i + h_bwd_i + g'(x_i). f is an LSTM with attention that looks at the same query
+the support set (A.2): g(x_i) = h_fwd_i + h_bwd_i + g'(x_i). f is an LSTM with attention that processes the same query
 ``processing_steps`` times (A.1, eq. 3-6):
 
     h^_k, c_k = LSTM(f'(x), [h_{k-1}, r_{k-1}], c_{k-1})        h_k = h^_k + f'(x)
     r_{k-1} = sum_i a(h_{k-1}, g(x_i)) g(x_i)                   a(h, g(x_i)) = softmax_i(h^T g(x_i))
 
-and f(x) is the last h_k. f' and g' are the backbone. The LSTM reads the support set in a random order of its own for each
-episode, the same whenever the episode is drawn again.
+and f(x) is the last h_k. f' and g' are the backbone. The LSTM reads the support set in a random order that depends on the
+episode alone: the same episode is always read in the same order.
 
 Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
 averages of training, ``transductive`` by the images of the episode.
 
-Options: ``scale``, ``learn_scale``, ``fce``, ``processing_steps`` and ``batch_norm`` as said; ``train_ways``,
-``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's (null: the same).
-
-Deviations from the paper: the cosine is multiplied by a ``scale`` s, learned from its first value on unless
+Deviations from the paper: the cosine is multiplied by a ``scale`` s, which is the start of a learned number unless
 ``learn_scale=false``. The paper has none (s = 1), with which a softmax of numbers in -1..1 is nearly uniform: no query can
-be given more than e / (e + (N-1) / e) of its class, and training is slow. Training episodes have ``train_ways`` classes,
-more than are tested, as in ProtoNet; schedules are shorter. The paper does not say where h and r of the attention start:
-here h_0 = c_0 = 0, so r_0 is the mean of the support set. No fine-tuning on the test task. The network is the configured
-backbone, by default with strides where theirs max-pools.
+have more than e / (e + (N-1) / e) for its class, and training is slow. Training episodes have ``train_ways`` classes,
+more than the test, as in ProtoNet; schedules are shorter. The paper does not say where h and r of the attention start:
+here h_0 = c_0 = 0, so r_0 is the mean of the support set. There is no fine-tuning on the test task. The network is the
+configured backbone, which by default uses strides where theirs uses max-pooling.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``scale``, s.
 

@@ -7,29 +7,25 @@ cell state c is the vector of the classifier's weights and c_0 the learned initi
     i_t = sigmoid(W_I [x_t, c_{t-1}, i_{t-1}] + b_I)
     f_t = sigmoid(W_F [x_t, c_{t-1}, f_{t-1}] + b_F)
 
-Every weight of the classifier is a coordinate with gates of its own; W_I, b_I, W_F and b_F are shared by all. x_t describes
+Every weight of the classifier is a coordinate with its own gates; W_I, b_I, W_F and b_F are shared by all. x_t describes
 g_t and L_t, each preprocessed into two numbers of moderate size (Andrychowicz et al. 2016, appendix A, p = 10):
 
     x -> (log|x| / p, sign x) where |x| >= exp(-p), else (-1, exp(p) x)
 
-With ``hidden_size=0`` x_t is these four numbers, as in the paper's section 3.1; otherwise it is the output of an ordinary
-LSTM of that size over them, one for each coordinate with shared weights, as in the authors' code (20 there).
+With ``hidden_size=0`` x_t is these four numbers, as in the paper's section 3.1. Otherwise it is the output of an ordinary
+LSTM of that size applied to them, one for each coordinate with shared weights, as in the authors' code (20 there).
 
-The outer loss is the query loss at c_T. Its gradient by W, b and c_0 goes through the recurrence; g_t and L_t are treated
-as constants (section 3.3.1). Gates start from small random W; b_I is such that i_t starts at ``inner_lr``, and b_F such
-that f_t starts at ``forget``: near plain gradient descent.
-
-Options: ``inner_steps`` is T; ``test_inner_steps`` may be a list, then the report has the accuracy after each number of
-steps, and the largest gives the result. ``augment_support`` adds ``augment_copies`` changed copies of each support image,
-see `episodes.augmentation`. ``train_queries`` per class. There is no ``inner_optimizer`` and no ``inner_weight_decay``: the
-gates are the optimizer, and 1 - f_t is the decay.
+The outer loss is the query loss at c_T. Its gradient by W, b and c_0 passes through the recurrence; g_t and L_t are treated
+as constants (section 3.3.1). W starts at small random values, b_I such that i_t starts at ``inner_lr``, and b_F such that
+f_t starts at ``forget``: close to plain gradient descent. There are no options for an optimizer and its weight decay in the
+inner loop: the gates are the optimizer, and 1 - f_t is the decay.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in MAML; ``inductive`` by the support set
-(MetaBN, Bronskill et al. 2020), which is what the authors do in tests, with averages over the steps. Tested with other ways
-than trained, all rows of the head start at their mean.
+(MetaBN, Bronskill et al. 2020), which is what the authors do in tests, with averages over the steps. When the test has
+another number of ways than training, all rows of the head start at the mean of the trained rows.
 
 Deviations from the paper: the input gate starts at ``inner_lr``, by default more than the authors' 0.01, and the head at
-zero: both train faster. A step looks at the whole support set, there are fewer steps, and the schedule is shorter.
+zero: both train faster. A step uses the whole support set, there are fewer steps, and the schedule is shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries after T steps; ``input_gate`` and ``forget_gate``: means of i_T and f_T.
 

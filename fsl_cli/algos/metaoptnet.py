@@ -6,8 +6,9 @@ labels y_i (eq. 4),
     min_w  1/2 sum_k |w_k|^2 + C sum_i xi_i     such that  w_{y_i} x_i - w_k x_i >= 1 - [k = y_i] - xi_i  for all k,
 
 through its dual (eq. 10), and a query embedding x has the logits gamma w_k x with a learned scale gamma (eq. 12). The
-smoothed cross-entropy of the queries is differentiated through the solution by the implicit function theorem: a smoothing
-of e asks for 1 - e on the right class and e / (N-1) on each other one. The network and gamma are meta-learned.
+smoothed cross-entropy of the queries is differentiated through the solution by the implicit function theorem: with a
+``label_smoothing`` of e the target is 1 - e for the right class and e / (N-1) for each other class. The network and gamma
+are meta-learned.
 
 The paper trains with more shots than it tests (15 on miniImageNet with ResNet-12, 5 with four layers), 5 ways and 6
 queries: ``algo.train_ways=5 algo.train_shots=14 algo.train_queries=6``, since Omniglot has 20 images per class. The default
@@ -16,16 +17,12 @@ has the tested shots and more ways instead.
 Batch normalisation: while training by the images of the episode. In tests ``inductive`` normalises by the running averages
 of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
-Options: ``penalty`` is C, ``ridge`` see below, ``init_scale`` where gamma starts, ``label_smoothing`` e, ``batch_norm`` as
-said; ``train_ways``, ``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's
-(null: the same).
-
 Deviations: the dual is solved by the interior-point method of `fsl_cli.algos.common.crammer_singer` in double precision, not by
-qpth, and to the end, where the paper stops after three iterations; ``ridge`` on the diagonal of the kernel makes it
+qpth, and until convergence, where the paper stops after three iterations; ``ridge`` on the diagonal of the kernel makes it
 strictly convex (the paper's problem has none). Gamma starts at 10, theirs at 1. The network is the configured backbone
 without DropBlock, images are not augmented, the optimizer is Adam and schedules are shorter.
 
-Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``scale`` gamma.
+Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``scale``, gamma.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (2,641 iterations): 96.71 ± 0.29 % (inductive; 95% t
 interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=metaoptnet``

@@ -1,17 +1,17 @@
-"""Nearest: no learning at all, so that a table shows what a method adds.
+"""Nearest: a baseline without learning, which shows what the methods in a table add.
 
-A query x belongs to the nearest class in squared Euclidean distance between features f: its logits are
+A query x is assigned to the nearest class in squared Euclidean distance between features f. Its logits are
 
     -|f(x) - mean_k f(x_nk)|^2    (``compare=mean``)        -min_k |f(x) - f(x_nk)|^2    (``compare=image``)
 
-Options: ``compare=mean`` measures to the mean of the support features of a class, ``compare=image`` to the nearest of them.
-``space=pixels`` takes the pixels of an image as they are; ``network`` takes what the backbone makes of it as it was
-initialised, a random network.
+that is, minus the distance to the mean of the support features of a class, or to the nearest of them. With ``space=pixels``
+the features are the pixels of an image; with ``space=network`` they are the output of the untrained backbone, a random
+network.
 
-Batch normalisation (``space=network``): by running averages, which never move from mean 0 and variance 1, so it does
-nothing. The statistics of the episode would make the test transductive, those of the training split would be learned.
+Batch normalisation (``space=network``): by running averages, which stay at mean 0 and variance 1, so it does nothing. The
+statistics of the episode would make the test transductive, those of the training split would have to be learned.
 
-There is no paper to deviate from. ``fsl train`` tests it; training moves nothing, hence one iteration.
+There is no paper to deviate from. ``fsl train`` tests it; training changes nothing, hence one iteration.
 
 Logged: ``loss`` and ``accuracy`` of the queries of a training episode.
 

@@ -1,13 +1,13 @@
 """Neural Turing machine (Graves, Wayne & Danihelka 2014), given few-shot episodes as sequences.
 
-The network sees image x_t together with the label of the previous image, y_(t-1), and names the class of x_t, as in
+The network sees image x_t together with the label of the previous image, y_(t-1), and predicts the class of x_t, as in
 Santoro et al. 2016 (see `fsl_cli.algos.common.cell_learner`). An LSTM controls a memory M of ``slots`` rows. Each head
 attends to the rows with weights w. The write head uses them for
 
     M <- M (1 - w e^T) + w a^T                                  erase e in 0..1, add a             (eq. 3-4)
 
-and then every read head for r = w^T M (eq. 2); the logits are linear in the controller's output and what was read, which
-is also an input of the next step. The weights of a head are made from those of the step before (section 3.3):
+and then every read head for r = w^T M (eq. 2). The logits are a linear map of the controller's output and of what was read,
+which is also an input of the next step. The weights of a head are computed from those of the previous step (section 3.3):
 
     w^c = softmax_i(beta cos(k, M_i))                           key k, key strength beta >= 1      (eq. 5-6)
     w^g = g w^c + (1 - g) w_(t-1)                               gate g in 0..1                     (eq. 7)
@@ -17,20 +17,15 @@ is also an input of the next step. The weights of a head are made from those of 
 The memory starts almost empty (1e-6 everywhere) and every head on row 0.
 
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
-another; ``transductive`` by all its images. A whole sequence is normalised by the support images in it as well.
-
-Options: ``hidden`` units of the controller; ``slots`` rows of ``width`` numbers; ``read_heads``; ``training``, what the
-loss is of: ``sequence`` every step of all images of an episode in random order, each to be named before its label is seen,
-``episode`` the queries that follow on the support set, ``both`` the mean of the two; ``train_queries`` per class;
-``batch_norm`` as said.
+another; ``transductive`` by all its images. A whole sequence is also normalised by the support images in it.
 
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
-backbone first, whose features are layer-normalised, where their controller sees pixels. Besides x_t and y_(t-1) the
-controller sees x_(t-1) again, and the heads see these inputs besides the controller's output; keys and what is added begin
-as the same linear map of an image. This start is to spare the plateau on which MANN was seen without it; see
-`algos.common.memory.aligned`. Keys and what is added pass tanh, beta is at least 1 (the paper: positive). Reading starts
-with a beta of about 9 and by content, writing by location, and little is erased. The softmax over shifts starts with nine
-tenths on "stay" for reading and on "one on" for writing.
+backbone first, whose features are layer-normalised, while their controller sees pixels. Besides x_t and y_(t-1) the
+controller sees x_(t-1) again, and the heads see these inputs besides the controller's output; keys and what is added start
+as the same linear map of an image. This initialisation is meant to avoid the plateau that MANN reached without it; see
+`fsl_cli.algos.common.memory.aligned`. Keys and what is added pass through tanh, beta is at least 1 (the paper: positive).
+Reading starts with a beta of about 9 and by content, writing by location, and little is erased. The softmax over shifts
+starts with nine tenths on "stay" for reading and on "one forward" for writing.
 
 Logged: ``loss``; ``accuracy`` on the queries of the training episodes (``training=sequence``: at every step of a sequence);
 ``accuracy_first``, ``accuracy_second`` on the first and second image of a class in a sequence (not with

@@ -6,24 +6,25 @@ is MAML whose head starts, in each task, from that classifier:
 
     W_n = 2 c_n,    b_n = -|c_n|^2
 
-and then takes K gradient steps on the support loss over all weights, head and body. The outer loss is the query loss
-after the steps, differentiated through the steps and through the prototypes. Without a step it is ProtoNet. The head has
-nothing meta-learned, so that a task may have any number of ways. With one shot a support image is its own prototype: once
-classes lie apart its loss is nearly zero, and so is what the steps change; they matter with more shots.
+It then takes K gradient steps on the support loss over all weights, head and body. The outer loss is the query loss after
+the steps, differentiated through the steps and through the prototypes (``first_order=true`` treats the inner gradients as
+constants, but still differentiates the prototypes). With zero steps it is ProtoNet. Nothing of the head is meta-learned, so
+a task may have any number of ways. With one shot, a support image is its own prototype: once the classes are well separated,
+its loss is nearly zero and the steps change little. They matter with more shots.
 
-Options are those of MAML, see there (``first_order`` treats the inner gradients as constants; the prototypes are
-differentiated all the same), without ``adapt``. The logits are squared distances, tens of times larger than those of
-MAML's head of zeros, and so are the gradients of the body: ``inner_lr`` is smaller than MAML's. W has no further factor, so
-that features of another size (a wider backbone, ``downsample=max_pool``) ask for another ``inner_lr``.
+The logits are squared distances, tens of times larger than the logits of MAML's zero head, and so are the gradients of the
+body: ``inner_lr`` is smaller than MAML's. W has no further factor, so features of another size (a wider backbone,
+``downsample=max_pool``) need another ``inner_lr``.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as MAML does; ``inductive`` by the support
-set (MetaBN, Bronskill et al. 2020). Support features, those of the prototypes too, are normalised by the support set.
+set (MetaBN, Bronskill et al. 2020). Support features, including those of the prototypes, are normalised by the support set.
 
 Deviations from the paper: on Meta-Dataset it uses a ResNet-18 that may be pre-trained, first-order gradients and episodes
-of varying ways and shots; here the backbone is trained from scratch on episodes of one shape, and derivatives are of second
-order by default. With ``augment_support`` the changed copies count in the prototypes.
+of varying ways and shots. Here the backbone is trained from scratch on episodes of one shape, and second derivatives are
+included by default. With ``augment_support`` the changed copies are part of the prototypes.
 
-Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr`` mean of the step sizes when learned.
+Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr``, the mean of the step sizes, if they are
+learned.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (3,257 iterations): 96.63 ± 0.28 % (transductive; 95%
 t interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=proto_maml``

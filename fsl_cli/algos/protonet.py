@@ -1,21 +1,19 @@
 """Prototypical networks (Snell, Swersky & Zemel 2017).
 
-A class is the mean of its embedded support images (eq. 1), c_n = mean_k f(x_nk), and a query is classified by a softmax
-over negative distances to the prototypes (eq. 2), p(y = n | x) = softmax_n(-d(f(x), c_n)). Training minimises the
-cross-entropy of the queries; it pays to train with more ways than are tested (section 2.6), hence ``train_ways``.
+A class is represented by its prototype, the mean of its embedded support images (eq. 1), c_n = mean_k f(x_nk). A query is
+classified by a softmax over negative distances to the prototypes (eq. 2), p(y = n | x) = softmax_n(-d(f(x), c_n)). Training
+minimises the cross-entropy of the queries. Training with more ways than the test has improves results (section 2.6), hence
+``train_ways``.
 
 ``distance=sqeuclidean`` is the squared Euclidean distance of the paper; ``cosine`` is 1 - cosine similarity, which the
-paper finds worse: its logits lie between -2 and 0, so give it a ``scale`` around 10.
+paper finds worse: its logits lie between -2 and 0, so set ``scale`` to about 10 with it.
 
 Batch normalisation: while training by the images of the episode, as in the authors' code. In tests ``inductive``
 normalises by the running averages of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
-Options: ``distance``, the factor ``scale`` of the logits and ``batch_norm`` as said; ``train_ways``, ``train_shots`` and
-``train_queries`` give the training episodes another shape than the tested task's (null: the same).
-
-Deviations from the paper: training has the 4,112 classes of the training split, where the paper's final models also have
-the 688 of validation. Unless an experiment file pins the paper's, the network is conv4 with strides and a mean over
-positions, not with max-pooling, and the schedule is shorter.
+Deviations from the paper: training uses the 4,112 classes of the training split, while the paper's final models also use
+the 688 of validation. Unless an experiment file sets the paper's values, the network is conv4 with strides and a mean over
+positions instead of max-pooling, and the schedule is shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways.
 

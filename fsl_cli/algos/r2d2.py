@@ -5,23 +5,20 @@ Woodbury's identity with a system of N*K equations instead of D (eq. 5):
 
     W = (X^T X + lambda I)^-1 X^T Y = X^T (X X^T + lambda I)^-1 Y
 
-and a query embedding x has the logits alpha x W (eq. 6). The cross-entropy of the queries is differentiated through the
-solution. The network, lambda and alpha are meta-learned; lambda and alpha are exponentials of what is learned, so they stay
+A query embedding x has the logits alpha x W (eq. 6). The cross-entropy of the queries is differentiated through the
+solution. The network, lambda and alpha are meta-learned; the logarithms of lambda and alpha are the parameters, so both stay
 positive.
 
 Batch normalisation: while training by the images of the episode, as in the authors' code. In tests ``inductive``
 normalises by the running averages of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
-Options: ``init_lambda`` and ``init_alpha``, where lambda and alpha start; ``batch_norm`` as said; ``train_ways``,
-``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's (null: the same).
-
 Deviations: the offset beta of eq. 6 is left out, because one number added to all logits cancels in the softmax. Their code
 divides X and Y by sqrt(N*K), that is, its lambda counts N*K times, adds a constant feature, draws the shots of a training
 episode from 1..9, and trains its Omniglot network with 60 ways and a fixed lambda of 50. The network is the configured
-backbone; theirs joins the outputs of its last two blocks. Schedules are shorter.
+backbone; theirs concatenates the outputs of its last two blocks. Schedules are shorter.
 
-Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``lambda`` and
-``alpha`` as learned.
+Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; the learned
+``lambda`` and ``alpha``.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (2,616 iterations): 96.95 ± 0.27 % (inductive; 95% t
 interval over 1,000 test episodes). The paper, from memory: 98.9 %. ``scripts/leaderboard.sh --jobs 2 methods=r2d2``

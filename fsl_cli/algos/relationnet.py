@@ -1,29 +1,25 @@
 """Relation networks (Sung, Yang, Zhang, Xiang, Torr & Hospedales 2018): the comparison is learned too.
 
 The feature maps f(x) of a query and those of a class, the sum over its shots, are concatenated along their channels, and
-the relation module g scores how well they belong together (eq. 1), r = g([f(class), f(x)]) in 0..1. Training
-minimises the squared error of the scores (eq. 2), 1 for the query's class and 0 for the others. g is two blocks of 3x3
+the relation module g scores how well they match (eq. 1), r = g([f(class), f(x)]) in 0..1. Training minimises the squared
+error of the scores (eq. 2), whose target is 1 for the query's class and 0 for the others. g is two blocks of 3x3
 convolution, batch normalisation, ReLU and 2x2 max-pooling, a hidden layer with ReLU and a sigmoid (section 3.4).
 
-The maps are what the backbone's last pooling layer takes in; a backbone without one gives maps of a single position. g is
-built for their size: a block pools only maps of at least 2x2, and its convolution of single positions is 1x1.
+The feature maps are the input of the backbone's last pooling layer; a backbone without one gives maps of a single position.
+g is built for their size: a block pools only maps of at least 2x2, and its convolution of single positions is 1x1.
 
-With ``combine=sum``, the paper's, test with as many shots as were trained: twice the shots are twice the map, which g has
-never seen. ``combine=mean`` is the same but for a constant factor, and any number of shots will do.
+With ``combine=sum``, as in the paper, test with as many shots as in training: twice the shots give twice the values, which g
+has never seen. ``combine=mean`` differs only by a constant factor and works with any number of shots.
 
-The logits are log r / (1 - r), what enters the sigmoid: their order is that of the scores, without the ties of scores
-that are rounded to 0 or 1, and if the scores were independent beliefs, the softmax of the logits would be p(y | x).
+The logits are log r / (1 - r), the input of the sigmoid: their order is that of the scores, without ties between scores
+that are rounded to 0 or 1. If the scores were independent beliefs, the softmax of the logits would be p(y | x).
 
 Batch normalisation: while training by the images, and in g by the pairs, of the episode. In tests ``inductive`` normalises
 by the running averages of training, ``transductive`` by the images and pairs of the episode, as in the authors' code.
 
-Options: ``filters`` of the blocks of g, ``hidden`` units of its hidden layer, ``combine`` and ``batch_norm`` as said;
-``train_ways``, ``train_shots`` and ``train_queries`` give the training episodes another shape than the tested task's (null:
-the same).
-
-Deviations from the paper: tests are inductive by default; the backbone is the one that is configured (the paper's pools
-twice, so that Omniglot's maps are 5x5; conv4's are 2x2); episodes may have ``train_ways`` classes, where the paper trains
-on what it tests; schedules are shorter.
+Deviations from the paper: tests are inductive by default; the backbone is the configured one (the paper's pools twice, so
+that Omniglot's maps are 5x5; conv4's are 2x2); episodes may have ``train_ways`` classes, where the paper trains with the
+ways of the test; schedules are shorter.
 
 Logged: ``loss`` (mean squared error) and ``accuracy`` on the queries of the training episodes, which have ``train_ways``
 ways; ``relation_same`` and ``relation_different``, the mean score of a query with its class and with the others.

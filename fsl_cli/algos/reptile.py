@@ -1,37 +1,35 @@
 """Reptile (Nichol, Achiam & Schulman 2018, "On first-order meta-learning algorithms").
 
-For each task, k steps of SGD or Adam on mini-batches of its training shots lead from theta to theta'. Then (algorithm 2)
+For each task, k steps of SGD or Adam on mini-batches of its support images lead from theta to theta'. Then (algorithm 2)
 
     theta <- theta + b * mean_i(theta_i' - theta)
 
-No query image and no second derivative is needed: theta moves towards the weights that training on the task ends at. With
-``train.meta_batch=1`` this is the serial version (algorithm 1). The outer step is made by ``train.optimizer``, whose
-gradient is theta - mean_i theta_i': ``torch.optim.SGD`` with ``lr`` = b is the paper's; the paper suggests Adam too.
+Neither queries nor second derivatives are needed: theta moves towards the weights that training on the task arrives at. With
+``train.meta_batch=1`` this is the serial version (algorithm 1). The outer step is taken by ``train.optimizer``, which
+receives theta - mean_i theta_i' as its gradient: ``torch.optim.SGD`` with ``lr`` = b is the paper's; the paper suggests Adam
+as well.
 
-Options: as in the authors' code a training task has more shots (``train_shots``) than are tested, ``inner_optimizer=adam``
-has beta1 = 0, and the steps of a task, ``inner_steps`` in training and ``test_inner_steps`` in tests, look at mini-batches
-(``inner_batch``, ``test_inner_batch``) that are drawn without replacement, epoch by epoch. Training on whole support sets
-teaches next to nothing: what the paper's analysis finds in the update is that the gradients of different mini-batches come
-to agree. ``test_inner_steps`` may be a list, like ``[0,5,50]``: then the report has the accuracy after each number of
-steps, and the largest gives the result. ``inner_lr`` is their size, ``inner_weight_decay`` times the weight is added to the
-gradient. ``train_queries`` per class are for the log alone. ``augment_support`` adds ``augment_copies`` changed copies of
-each support image, see `fsl_cli.episodes.augmentation`.
+As in the authors' code, a training task has more shots (``train_shots``) than the test, Adam in the inner loop has
+beta1 = 0, and the steps on a task use mini-batches (``inner_batch``, ``test_inner_batch``) drawn without replacement, epoch
+by epoch. Training on whole support sets teaches almost nothing: according to the paper's analysis, the update makes the
+gradients of different mini-batches agree. The ``train_queries`` are used for logging only.
 
-``symmetric_head`` averages the update over all orders in which a task's classes could have been labelled. While the rows of
-the head are equal, which they are at the start, that leaves theta' of the body as it is and gives every row of the head the
-mean of the rows: the same expected update with less noise, since labels are drawn at random in every episode.
+``symmetric_head`` averages the update over all orders in which a task's classes could have been labelled. As long as the
+rows of the head are equal, as they are at the start, this leaves theta' of the body unchanged and gives every row of the
+head the mean of the rows: the same expected update with less noise, since labels are drawn at random in every episode.
 
 Batch normalisation: by the mini-batch in a step. ``transductive`` normalises a query by its query batch, the "with
-transduction" of the paper; ``inductive`` by the support set (MetaBN, Bronskill et al. 2020). Tested with other ways than
-trained, all rows of the head start at their mean.
+transduction" of the paper; ``inductive`` by the support set (MetaBN, Bronskill et al. 2020). When the test has another
+number of ways than training, all rows of the head start at the mean of the trained rows.
 
-Deviations from the paper: ``symmetric_head``, which false turns off. By default the inner optimizer is SGD, tests take ten
-steps on the whole support set, and the schedule is much shorter and its step size constant; the authors' code has
+Deviations from the paper: ``symmetric_head``, which can be switched off. By default the inner optimizer is SGD, tests take
+ten steps on the whole support set, and the schedule is much shorter, with a constant step size; the authors' code has
 ``inner_optimizer=adam``, ``inner_lr=0.001``, ``inner_steps=5``, ``test_inner_steps=50``, ``test_inner_batch=5``,
 ``train.meta_batch=5`` and ``train.schedule=linear``. Adam's moments start at zero in every task, while that code carries
-them from task to task, so that here the first steps are about ``inner_lr`` long in every weight. "Without transduction" the
-authors normalise a query by the support set and that query, here by the support set alone; their query batch has one image
-per class, here ``task.queries``. Batch normalisation has epsilon 1e-5 (TensorFlow's was 1e-3); the head starts at zero.
+them over from task to task; therefore the first steps here change every weight by about ``inner_lr``. "Without
+transduction", the authors normalise a query by the support set and that query, here by the support set alone. Their query
+batch has one image per class, here ``task.queries``. Batch normalisation has epsilon 1e-5 (TensorFlow's was 1e-3); the head
+starts at zero.
 
 Logged: ``loss`` and ``accuracy`` on ``train_queries`` queries after adaptation, which are not used for the update;
 ``distance``: the mean over tasks of the Euclidean distance between theta' and theta.

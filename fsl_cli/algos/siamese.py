@@ -1,29 +1,27 @@
-"""Siamese networks (Koch, Zemel & Salakhutdinov 2015): same or different, then the most similar support image.
+"""Siamese networks (Koch, Zemel & Salakhutdinov 2015): same or different class, then the most similar support image.
 
-Two images go through the same network, and a weighted distance of their embeddings says whether they show the same class
-(section 3.1), p = sigmoid(sum_j alpha_j |h1_j - h2_j| + b). Training is verification: cross-entropy of p on pairs that are
-the same and pairs that are different, half each. A query gets the class of the support image with the highest p (section
-4.3); with several shots that is the class with the most similar image, the maximum over its shots.
+Two images pass through the same network, and a weighted distance of their embeddings gives the probability that they show
+the same class (section 3.1), p = sigmoid(sum_j alpha_j |h1_j - h2_j| + b). Training is verification: the cross-entropy of p
+on pairs of the same and pairs of different classes, each group with half of the weight. A query gets the class of the
+support image with the highest p (section 4.3); with several shots that is the maximum over the images of each class.
 
-The pairs are those of a training episode: any two of its images, support or query. Same and different pairs weigh half
-each, which is the expectation over balanced draws of such pairs, without their variance.
+The pairs are those of a training episode: any two of its images, support or query. Weighting the two groups equally gives
+the expectation over balanced draws of such pairs, without their variance.
 
-The logits of a class are the log p / (1 - p) of its most similar image: what enters the sigmoid, so that large p that are
-rounded to 1 are not ties.
+The logit of a class is log p / (1 - p) of its most similar image, the input of the sigmoid, so that large p that are rounded
+to 1 are not ties.
 
 Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
 averages of training, ``transductive`` by the images of the episode.
 
-Options: ``batch_norm`` as said; ``train_ways``, ``train_shots`` and ``train_queries`` give the training episodes another
-shape than the tested task's (null: the same).
-
-Deviations from the paper: the pairs as said above (the paper draws up to 150,000 pairs once); the offset b, which its
+Deviations from the paper: the pairs as described (the paper draws up to 150,000 pairs once); the offset b, which its
 formula does not have; h is the output of the backbone, without the paper's layer of 4,096 sigmoid units; alpha starts at
-the same negative number everywhere, so that close is alike from the start, and b where usual distances are undecided; Adam
-instead of SGD with momenta and decays per layer; no affine distortions; shorter schedules.
+the same negative number everywhere, so that similar images count as the same class from the start, and b such that p = 1/2
+at usual distances; Adam instead of SGD with momenta and decays per layer; no affine distortions; shorter schedules.
 
 Logged: ``loss`` (cross-entropy of the pairs); ``accuracy`` on the queries of the training episodes, which have
-``train_ways`` ways; ``verification_accuracy``, of the pairs at p = 1/2, same and different weighing half each.
+``train_ways`` ways; ``verification_accuracy``, of the pairs at p = 1/2, where pairs of the same and of different classes
+each have half of the weight.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (7,503 iterations): 97.76 ± 0.25 % (inductive; 95% t
 interval over 1,000 test episodes). MAML's paper: 97.3 %. ``scripts/leaderboard.sh --jobs 2 methods=siamese``

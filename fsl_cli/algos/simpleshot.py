@@ -1,8 +1,8 @@
 """SimpleShot: nearest centroid on transformed features of a pre-trained network (Wang, Chao, Weinberger & van der Maaten 2019).
 
-The network is trained to tell all classes of the training split apart (`fsl_cli.algos.common.pretraining`). In a test features
-are transformed, z = t(f(x)), a class is the mean of its support features (section 2), and a query belongs to the nearest
-one in squared Euclidean distance:
+The network is trained to classify images into all classes of the training split (`fsl_cli.algos.common.pretraining`). In a
+test, features are transformed, z = t(f(x)), a class is represented by the mean of its support features (section 2), and a
+query is assigned to the nearest mean in squared Euclidean distance:
 
     c_n = mean_k z_nk,    logits_n = -|z - c_n|^2
 
@@ -11,11 +11,9 @@ feature of the training split, then divides by the length.
 
 Batch normalisation: while training by the mini-batch, in tests by the running averages.
 
-Options: ``transform`` as said; ``train_ways`` classes of a training mini-batch.
-
 Deviations: the mean feature is a running average over the mini-batches of training, with the momentum of batch
-normalisation, not a pass over the training split at its end. The logits are distances without a temperature, so the test
-loss says little about ``l2n`` and ``cl2n``, whose distances are at most 4. Mini-batches hold two images of each of
+normalisation, instead of a pass over the training split at its end. The logits are distances without a temperature, so the
+test loss says little about ``l2n`` and ``cl2n``, whose distances are at most 4. Mini-batches contain two images of each of
 ``train_ways`` classes, and images are not augmented. Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.

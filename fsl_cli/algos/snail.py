@@ -1,8 +1,8 @@
 """SNAIL, the simple neural attentive learner (Mishra et al. 2018).
 
-An episode is a sequence of its support images with their labels, in random order, and then one query without a label
-(zeros); what comes out at the last position are the query's logits. The network mixes two causal layers, each of which
-appends its output to its input (figure 2 and the pseudo-code of section 3):
+An episode is a sequence of its support images with their labels, in random order, followed by one query without a label
+(zeros); the output at the last position gives the query's logits. The network combines two kinds of causal layers, each of
+which appends its output to its input (figure 2 and the pseudo-code of section 3):
 
     dense block, dilation d:  h_t = tanh(f_t) sigmoid(g_t),   f, g convolutions of x_(t-d) and x_t, zero before the start
     TC block, length T:       dense blocks of dilation 1, 2, 4, ... below T, ceil(log2 T) of them
@@ -12,18 +12,14 @@ For Omniglot (section A.1) they are: attention (64, 32), TC (T, 128), attention 
 (512, 256), and a 1x1 convolution to the labels. T = ways * shots + 1 of the trained task; the weights fit any length, but
 in longer sequences only attention reaches all the way back.
 
-As all of it is causal, what happens at the support positions is the same for all queries: it is computed once, and the
-queries of an episode all take the last position, none of them seeing another except through transductive batch
-normalisation.
+Since all layers are causal, the values at the support positions are the same for all queries: they are computed once, and
+every query of an episode takes the last position. No query sees another, except through transductive batch normalisation.
 
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
 another; ``transductive`` by all its images.
 
-Options: ``shots`` of the trained task, for T; ``filters`` of a dense block (the 128 above); ``train_queries`` per class;
-``batch_norm`` as said.
-
-Deviations from the paper: the backbone is the configured one, its features are layer-normalised. The pseudo-code has
-dilations 2, 4, 8, ..., with which no position would see the one before; here they are those of its figure 2, 1, 2, 4, ...
+Deviations from the paper: the backbone is the configured one, and its features are layer-normalised. The pseudo-code has
+dilations 2, 4, 8, ..., with which no position would see the previous one; here they are those of its figure 2, 1, 2, 4, ...
 Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import inspect
 import io
+import pkgutil
 import re
+import typing
 from typing import Any
 
 import pytest
@@ -14,15 +17,16 @@ import torch
 import yaml
 from problems import of_embeddings, striped_classes
 from small_training import CPU, everything, is_same, train_settings
+from typing_extensions import is_typeddict
 
-from fsl_cli.algos import maml
+from fsl_cli.algos import common
 from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.evaluation import evaluate
 from fsl_cli.inner import adaptation
 from fsl_cli.run.parts import feature_width
 from fsl_cli.settings import build, overrides
-from fsl_cli.settings.conf_files import RESERVED, choices
+from fsl_cli.settings.conf_files import RESERVED, choices, conf_dir
 from fsl_cli.training import Training
 
 NAMES = choices("algo")
@@ -65,7 +69,7 @@ def made(name: str, seed: int = 0, *options: str, engine: str = "auto") -> tuple
     algo = {**config["algo"], **changes}
     algo |= {key: value for key, value in {"train_ways": 4, "train_shots": 3, "train_queries": 2}.items() if key in algo}
     torch.manual_seed(seed)
-    backbone = build.build(dict(config["backbone"]), "backbone", {"image_shape": SHAPE})
+    backbone = build.build(dict(config["backbone"]), "backbone", {"image_shape": SHAPE, "example_shape": SHAPE})
     runtime = {
         "backbone": backbone,
         "features": feature_width(backbone, SHAPE),
@@ -299,16 +303,42 @@ def test_inner_steps_from_checkpoints_have_the_same_gradients(name, monkeypatch)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_of_a_method_has_its_options_its_metrics_its_measurement_and_its_command(name):
-    algorithm, config = made(name)
+def test_the_page_of_a_method_has_its_metrics_its_measurement_and_its_command(name):
+    algorithm, _ = made(name)
     page = inspect.getdoc(inspect.getmodule(type(algorithm)))
-    for part in ("Logged: ", "Measured on Omniglot, 5-way 1-shot", "scripts/leaderboard.sh", "fsl train algo="):
+    for part in ("Batch normalisation", "Logged: ", "Measured on Omniglot, 5-way 1-shot", "scripts/leaderboard.sh"):
         assert part in page
     assert any(word in page for word in ("Deviations", "no paper to deviate from"))
     assert "    fsl train algo=" in page
     assert name in page
-    if name == "proto_maml":
-        page += inspect.getdoc(maml)  # "options are those of MAML"
-    missing = [option for option in set(config["algo"]) - RESERVED if not re.search(rf"``(algo\.)?{option}\b", page)]
-    assert missing in ([], ["batch_norm"])
-    assert not missing or "Batch normalisation: " in page
+
+
+def documented(algorithm: Algorithm) -> set[str]:
+    """The names that the docstring of a class, and those of the groups of options that it takes, have an entry for."""
+    cls = type(algorithm)
+    options = typing.get_type_hints(cls.__init__, include_extras=True).get("options")
+    keys = set(typing.get_args(options)[0].__annotations__) if options else set()
+    groups = [group for group in option_groups() if keys >= set(group.__annotations__)]
+    docs = [inspect.getdoc(each) for each in (cls, *groups)]
+    return {match for doc in docs for match in re.findall(r"^    (\w+): ", doc, re.MULTILINE)}
+
+
+def option_groups() -> list[type]:
+    """The groups of options in ``fsl_cli.algos.common``."""
+    found = [importlib.import_module(f"{common.__name__}.{each.name}") for each in pkgutil.iter_modules(common.__path__)]
+    return [value for module in found for value in vars(module).values() if is_typeddict(value)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_in_the_docstring_of_its_class(name):
+    algorithm, config = made(name)
+    assert len(option_groups()) >= 8
+    assert set(config["algo"]) - RESERVED - documented(algorithm) == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_comment_in_its_yaml_file(name):
+    lines = (conf_dir() / "algo" / f"{name}.yaml").read_text().split("\nalgo:\n")[1].split("\n\n")[0].splitlines()
+    options = {line.split(":")[0].strip(): line for line in lines}
+    assert options
+    assert [key for key, line in options.items() if key not in RESERVED and " # " not in line] == []
