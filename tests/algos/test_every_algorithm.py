@@ -69,11 +69,7 @@ def made(name: str, seed: int = 0, *options: str, engine: str = "auto") -> tuple
     algo = {**config["algo"], **changes}
     algo |= {key: value for key, value in {"train_ways": 4, "train_shots": 3, "train_queries": 2}.items() if key in algo}
     torch.manual_seed(seed)
-<<<<<<< Updated upstream
-    backbone = build.build(dict(config["backbone"]), "backbone", {"image_shape": SHAPE, "example_shape": SHAPE})
-=======
     backbone = build.build(dict(config["backbone"]), "backbone", {"example_shape": SHAPE})
->>>>>>> Stashed changes
     runtime = {
         "backbone": backbone,
         "features": feature_width(backbone, SHAPE),
