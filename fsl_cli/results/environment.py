@@ -50,7 +50,7 @@ def plugin_version(plugin: Plugin) -> dict[str, str | None]:
         digest.update(path.read_bytes())
     return {
         "version": version(plugin.distribution) if plugin.distribution else None,
-        "git_commit": _commit(plugin.root) if plugin.root else None,
+        "git_commit": _commit(plugin.conf),
         "digest": digest.hexdigest()[:16],
         "conf": str(plugin.conf),
     }
@@ -71,10 +71,12 @@ def git_commit() -> str | None:
 
 
 def _commit(root: Path) -> str | None:
-    """The git commit of a folder, ``+changes`` when it has uncommitted ones; None when git knows nothing of it."""
+    """The git commit of a folder, ``+changes`` when its checkout has uncommitted ones; None when git tracks no file of it."""
     try:
+        if not _git(root, "ls-files", "."):
+            return None
         commit = _git(root, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no", ".") else "")
+        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

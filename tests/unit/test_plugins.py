@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,6 +113,11 @@ def test_the_code_of_a_plug_in_is_identified(package, monkeypatch):
     assert before == same
     assert before["digest"] != after["digest"]
     assert (before["version"], before["git_commit"]) == (None, None)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x", "-C", str(folder)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    (committed,) = map(environment.plugin_version, plugins.plugins())
+    assert len(committed["git_commit"] or "") == 40
 
 
 def test_two_packages_with_a_member_of_the_same_name_are_an_error_that_names_both(package, monkeypatch, capsys):
