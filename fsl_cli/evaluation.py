@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsl_cli.algos.common.algorithm import Algorithm, exact_scores
+from fsl_cli.algos.common.algorithm import Algorithm, check_masks, exact_scores
 from fsl_cli.compute.hardware import Hardware
 from fsl_cli.episodes import Episodes, EpisodeSampler
 from fsl_cli.episodes.sampler import Sampler
@@ -110,7 +110,9 @@ def evaluate(
             score = partial(_score_embedded, algorithm)
 
         def rows(part: range) -> Tensor:
-            found = score(sampler.batch(part.start, len(part)))
+            batch = sampler.batch(part.start, len(part))
+            check_masks(algorithm, batch)
+            found = score(batch)
             return torch.cat([each.cpu().double().flatten(1) if each.ndim > 1 else each[:, None] for each in found.values()], 1)
 
         unit = _unit(episodes, hardware)

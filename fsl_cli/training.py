@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsl_cli.algos.common.algorithm import Algorithm
+from fsl_cli.algos.common.algorithm import Algorithm, check_masks
 from fsl_cli.compute.hardware import Hardware
 from fsl_cli.compute.signals import held_back
 from fsl_cli.compute.snapshot import Snapshot
@@ -166,6 +166,7 @@ class Training:
             return values
         episodes = self.sampler.batch(self.progress.iteration * count + share.start, len(share))
         for chunk in episodes.split(size):
+            check_masks(self.algorithm, chunk)
             weight = len(chunk) / count
             with self.hardware.autocast():
                 step = self._loss(chunk)

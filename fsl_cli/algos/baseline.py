@@ -48,7 +48,7 @@ class Baseline(FittedHead):
     def __init__(self, backbone: nn.Module, features: int, classes: int, **options: Unpack[FittingOptions]) -> None:
         super().__init__(backbone, LinearHead(features, classes), **options)
 
-    def new_head(self, support: Tensor, ways: int) -> Parameters:
+    def new_head(self, support: Tensor, ways: int, mask: Tensor | None) -> Parameters:
         """Zeros."""
         tasks, _, width = support.shape
         return {"weight": support.new_zeros(tasks, ways, width), "bias": support.new_zeros(tasks, ways)}

@@ -32,6 +32,7 @@ from typing_extensions import Unpack
 from fsl_cli.algos.common.fitting import FittedHead, FittingOptions
 from fsl_cli.algos.common.pretraining import CosineHead
 from fsl_cli.inner.update_rules import Parameters
+from fsl_cli.statistics.scores import mean_over_rows
 
 
 class BaselinePP(FittedHead):
@@ -59,9 +60,11 @@ class BaselinePP(FittedHead):
         super().__init__(backbone, CosineHead(features, classes, train_scale), **options)
         self.test_scale = test_scale
 
-    def new_head(self, support: Tensor, ways: int) -> Parameters:
+    def new_head(self, support: Tensor, ways: int, mask: Tensor | None) -> Parameters:
         """Every class starts from the mean of the normalised support features."""
-        return {"weight": F.normalize(support, dim=-1).mean(1, keepdim=True).repeat(1, ways, 1)}
+        directions = F.normalize(support, dim=-1).mT
+        mean = mean_over_rows(directions, None if mask is None else mask.unsqueeze(1).expand_as(directions))
+        return {"weight": mean.unsqueeze(1).repeat(1, ways, 1)}
 
     def logits(self, head: Parameters, features: Tensor) -> Tensor:
         """``s cos(w_k, x)``: ``weight [T, N, D]`` and features ``[T, B, D]`` to ``[T, B, N]``."""

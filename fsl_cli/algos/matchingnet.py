@@ -79,6 +79,7 @@ class MatchingNet(EmbeddingLearner):
         super().__init__(backbone, train_ways, **options)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
         self.context = FullContext(features, processing_steps) if fce else None
+        self.masks = not fce  # an LSTM reads every row
         self.embeds = self.embeds and not fce  # the order of the support set is drawn for an episode
 
     def learned(self) -> dict[str, Tensor]:

@@ -70,6 +70,7 @@ class MetaOptNet(EmbeddingLearner):
         **options: Unpack[EmbeddingOptions],
     ) -> None:
         super().__init__(backbone, train_ways, **options)
+        self.masks = False  # every row is a constraint of the support vector machine
         self.penalty, self.ridge, self.label_smoothing = penalty, ridge, label_smoothing
         self.scale = nn.Parameter(torch.tensor(float(init_scale)))
 

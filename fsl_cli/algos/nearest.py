@@ -49,6 +49,7 @@ class Nearest(Algorithm):
         compare: mean or image, see above.
     """
 
+    masks = True
     transductive = False
     embeds = True
 

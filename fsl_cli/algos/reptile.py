@@ -105,6 +105,7 @@ class Reptile(GradientLearner):
             self.rule = replace(self.rule, beta1=0.0)
         self.inner_batch, self.test_inner_batch = inner_batch, test_inner_batch
         self.inner_lr, self.symmetric_head, self.train_shots = inner_lr, symmetric_head, train_shots
+        self.masks = not (inner_batch or test_inner_batch)  # mini-batches are drawn from all rows
         self.set_engine(engine, ways)
 
     def train_task(self, task: Task) -> Task:

@@ -64,6 +64,11 @@ class Examples:
         return torch.ones(self.y.shape[:2], dtype=torch.bool, device=self.y.device) if self.mask is None else self.mask
 
 
+def spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Values ``[R, ...]`` of the rows where ``mask``, bool ``[B]``, is true, as ``[B, ...]`` with zeros in the other rows."""
+    return values.new_zeros(len(mask), *values.shape[1:]).index_put((mask,), values)
+
+
 @dataclass(frozen=True)
 class Episodes:
     """T episodes of one shape.

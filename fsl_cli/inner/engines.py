@@ -21,7 +21,7 @@ from fsl_cli.inner.fast.translation import network_of
 from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.learn2learn_engine import check_supported as check_learn2learn
 from fsl_cli.inner.learn2learn_engine import learn2learn_engine
-from fsl_cli.inner.tasks import TaskBatch, loop_tasks, vmap_tasks
+from fsl_cli.inner.tasks import TaskBatch, has_batch_norm, loop_tasks, vmap_tasks
 
 EngineName = Literal["auto", "fast", "vmap", "loop", "learn2learn"]
 TaskBatchOf = Callable[..., TaskBatch]
@@ -42,7 +42,12 @@ class Engine:
 
 
 def auto_tasks(inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> TaskBatch:
-    """``fast`` where the network allows it, else ``vmap``, or ``loop`` when steps are run again to save memory."""
+    """``fast`` where the network allows it, else ``vmap``, or ``loop`` when steps are run again to save memory.
+
+    Uneven shots with batch normalisation need ``loop`` too.
+    """
+    if episodes.masked and has_batch_norm(inner.net):
+        return loop_tasks(inner, episodes, batches)
     kind: TaskBatchOf = FastTaskBatch if network_of(inner.net) else loop_tasks if inner.checkpoint else vmap_tasks
     return kind(inner, episodes, batches)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl_cli.episodes import Episodes
+from fsl_cli.episodes.episodes import spread
 from fsl_cli.errors import FslError
 from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.update_rules import PLAIN_SGD
@@ -50,8 +51,9 @@ def _unsupported(what: str, valid: str) -> FslError:
 
 
 def _one_task(inner: InnerLoop, task: Episodes, steps: Sequence[int]) -> Tensor:
-    module, support = inner.module, task.support.map(lambda values: values[0])
-    support_x, query_x = support.x, task.query.x[0]
+    module, of_queries = inner.module, task.query.real[0]
+    support_x, support_y = (values[0][task.support.real[0]] for values in (task.support.x, task.support.y))
+    query_x = task.query.x[0][of_queries]
     if module is inner.net.head:
         body = inner.net.body
         support_x, query_x = body(support_x), inner.query_outputs(body, body, support_x, query_x)
@@ -59,8 +61,8 @@ def _one_task(inner: InnerLoop, task: Episodes, steps: Sequence[int]) -> Tensor:
     done, found = 0, []
     for after in steps:
         for _ in range(done, after):
-            learner.adapt(task.problem.loss(learner(support_x), support.y, support.mask))
-        found.append(inner.query_outputs(learner, learner, support_x, query_x))
+            learner.adapt(task.problem.loss(learner(support_x), support_y))
+        found.append(spread(inner.query_outputs(learner, learner, support_x, query_x), of_queries))
         done = after
     return torch.stack(found)
 

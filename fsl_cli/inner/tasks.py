@@ -8,9 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.episodes import Episodes
+from fsl_cli.episodes.episodes import spread
+from fsl_cli.errors import FslError
 from fsl_cli.inner.adaptation import GradientOf, adapt, autograd_gradient, functional_gradient, of_step
 from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.update_rules import Parameters, parameters_in
@@ -86,6 +89,18 @@ class TaskBatch(ABC):
         return values[torch.arange(len(rows), device=rows.device)[:, None], rows]
 
 
+def check_rows_are_alone(inner: InnerLoop, episodes: Episodes) -> None:
+    """Raise `FslError` where batch normalisation would mix examples with rows that are none."""
+    if episodes.masked and has_batch_norm(inner.net):
+        what = "with uneven shots and batch normalisation, tasks have to be run one after the other"
+        raise FslError(what, where="hardware.engine", hint="leave it at auto, or use loop")
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether a network normalises examples by other examples."""
+    return any(isinstance(layer, BatchNorm) for layer in net.modules())
+
+
 MapOverTasks = Callable[..., Any]
 
 
@@ -111,14 +126,15 @@ class MappedTaskBatch(TaskBatch):
     ) -> None:
         super().__init__(inner, episodes, batches)
         self._map, self._gradient_of = task_map, gradient_of
+        self._alone = task_map is one_after_the_other  # then rows that are no examples are left out of each task
+        if not self._alone:
+            check_rows_are_alone(inner, episodes)
         self._module, self._x, self._query_x = inner.module, episodes.support.x, episodes.query.x
         if self._module is inner.net.head:  # the features do not change while the head adapts: compute them once
             body = inner.net.body
-            queries = partial(inner.query_outputs, body, body)
-            self._x, self._query_x = (
-                self.support_features(),
-                self._map(lambda _, *x: queries(*x), {}, {}, self._x, self._query_x),
-            )
+            queries = partial(self._query_outputs, body, body)
+            features = self._map(lambda _, *x: queries(*x), {}, {}, self._x, self._query_x, *self._masks())
+            self._x, self._query_x = self.support_features(), features
         self._parameters = dict(self._module.named_parameters())
         names = inner.local(of_step(inner.step_sizes, 0))
         self.start = {name: self._parameters[name] for name in names}
@@ -151,16 +167,21 @@ class MappedTaskBatch(TaskBatch):
         """See `TaskBatch`."""
         weights = self._weights(step)
 
-        def one(adapted: Parameters, support_x: Tensor, query_x: Tensor) -> Tensor:
+        def one(adapted: Parameters, *x: Tensor) -> Tensor:
             forward = partial(torch.func.functional_call, self._module, weights | adapted)
-            return self.inner.query_outputs(self._module, forward, support_x, query_x)
+            return self._query_outputs(self._module, forward, *x)
 
-        found: Tensor = self._mapped(one, adapted, self._x, self._query_x)
+        found: Tensor = self._mapped(one, adapted, self._x, self._query_x, *self._masks())
         return found
 
     def support_features(self) -> Tensor:
         """See `TaskBatch`."""
-        found: Tensor = self._map(lambda _, x: self.inner.net.body(x), {}, {}, self.episodes.support.x)
+        body = self.inner.net.body
+
+        def one(_: Parameters, x: Tensor, *masks: Tensor) -> Tensor:
+            return spread(body(x[masks[0]]), masks[0]) if masks and self._alone else body(x)
+
+        found: Tensor = self._map(one, {}, {}, self.episodes.support.x, *self._masks())
         return found
 
     def _weights(self, step: int) -> Parameters:
@@ -172,7 +193,23 @@ class MappedTaskBatch(TaskBatch):
         mask = [] if support.mask is None else [support.mask]
         return [self.rows_of(values, step) for values in (self._x, support.y, *mask)]
 
+    def _masks(self) -> list[Tensor]:
+        """Masks of support and queries, where there are any."""
+        return [self.episodes.support.real, self.episodes.query.real] if self.episodes.masked else []
+
+    def _query_outputs(
+        self, module: nn.Module, forward: Callable[[Tensor], Tensor], support_x: Tensor, query_x: Tensor, *masks: Tensor
+    ) -> Tensor:
+        """`InnerLoop.query_outputs` of one task, with zeros in the rows that are no examples."""
+        if not (masks and self._alone):
+            return self.inner.query_outputs(module, forward, support_x, query_x)
+        of_support, of_queries = masks
+        found = self.inner.query_outputs(module, forward, support_x[of_support], query_x[of_queries])
+        return spread(found, of_queries)
+
     def _loss(self, weights: Parameters, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None and self._alone:
+            x, y, mask = x[mask], y[mask], None
         return self.episodes.problem.loss(torch.func.functional_call(self._module, weights, x), y, mask)
 
     def _mapped(self, one: Callable[..., Any], adapted: Parameters, *tensors: Tensor) -> Any:

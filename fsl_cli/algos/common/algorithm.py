@@ -39,12 +39,14 @@ class Algorithm(nn.Module, ABC):
 
     Attributes:
         problems: kinds of problems that it solves.
+        masks: whether it leaves out the rows of `Examples` that are no examples, as it must where shots are uneven.
         transductive: whether the prediction of a query may depend on the other queries of its episode.
         embeds: whether `predict` sees the images only through `embed` of each image by itself, that is, whether it is
             the one below. Evaluation then embeds an image once, however many episodes it occurs in.
     """
 
     problems: ClassVar[tuple[type[Problem], ...]] = (Classification,)
+    masks: bool = False
     transductive: bool
     embeds: bool = False
 
@@ -103,3 +105,10 @@ def exact_scores(episodes: Episodes, outputs: Tensor) -> dict[str, Tensor]:
     query = episodes.query.map(Tensor.cpu)
     targets = query.y.double() if query.y.is_floating_point() else query.y
     return episodes.problem.scores(outputs.cpu().double(), targets, query.mask)
+
+
+def check_masks(algorithm: Algorithm, episodes: Episodes) -> None:
+    """Raise `FslError` for episodes with rows that are no examples, where the algorithm would learn from them."""
+    if episodes.masked and not algorithm.masks:
+        what = f"{type(algorithm).__name__} cannot be given episodes of uneven shots"
+        raise FslError(what, where="algo", hint="choose another algorithm, or episodes of even shots")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step
 from fsl_cli.backbones.batch_norm import Source, statistics_from
 from fsl_cli.episodes import Episodes, Examples, Task
+from fsl_cli.episodes.episodes import spread
 from fsl_cli.statistics.classification import cross_entropy
 
 
@@ -55,6 +56,7 @@ class EmbeddingLearner(Algorithm):
         train_queries: int | None = 5,
     ) -> None:
         super().__init__()
+        self.masks = True
         self.backbone = backbone
         self.transductive = batch_norm == "transductive"
         self.embeds = not self.transductive
@@ -107,6 +109,4 @@ def each_alone(net: Callable[[Tensor], Tensor], examples: Examples) -> Tensor:
     """What a network makes of the examples of each episode by themselves, ``[T, B, ...]``; zeros where there is none."""
     if examples.mask is None:
         return torch.stack([net(x) for x in examples.x])
-    found = [net(x[mask]) for x, mask in zip(examples.x, examples.mask, strict=True)]
-    rows = [each.new_zeros(len(mask), *each.shape[1:]) for each, mask in zip(found, examples.mask, strict=True)]
-    return torch.stack([row.index_put((mask,), each) for row, mask, each in zip(rows, examples.mask, found, strict=True)])
+    return torch.stack([spread(net(x[mask]), mask) for x, mask in zip(examples.x, examples.mask, strict=True)])

@@ -70,8 +70,8 @@ class FittedHead(Pretrained):
         self.rule = Momentum(test_weight_decay, test_momentum, test_dampening)
 
     @abstractmethod
-    def new_head(self, support: Tensor, ways: int) -> Parameters:
-        """The head before the first step, ``[T, ...]`` each, from support features ``[T, N*K, D]``."""
+    def new_head(self, support: Tensor, ways: int, mask: Tensor | None) -> Parameters:
+        """The head before the first step, ``[T, ...]`` each, from support features ``[T, N*K, D]`` and their mask."""
 
     @abstractmethod
     def logits(self, head: Parameters, features: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class FittedHead(Pretrained):
     def classify(self, episodes: Episodes) -> Tensor:
         """Query logits ``[T, N*Q, N]`` after fitting."""
         with full_precision(episodes.support.x, episodes.query.x) as (support, query):
-            start, rule = self.new_head(support, episodes.ways), self.rule
+            start, rule = self.new_head(support, episodes.ways, episodes.support.mask), self.rule
             head = fitted(self.logits, start, support, episodes.support, rule=rule, lr=self.test_lr, steps=self.test_steps)
             return self.logits(head, query)
 

@@ -35,6 +35,7 @@ class Pretrained(Algorithm):
         train_ways: classes of a mini-batch, two images each; None: there are no classes.
     """
 
+    masks = True
     transductive = False
     embeds = True
 

@@ -62,6 +62,7 @@ class StepLearner(Algorithm):
         learn2learn: whether the inner loop is one that learn2learn can run as well.
     """
 
+    masks = True
     test_steps: list[int]
     rule: UpdateRule
     augmentation: tuple[Augmentation, int]

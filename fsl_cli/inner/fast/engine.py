@@ -24,7 +24,7 @@ from fsl_cli.inner.fast.network import Network
 from fsl_cli.inner.fast.products import to_shape_of
 from fsl_cli.inner.fast.translation import network_of
 from fsl_cli.inner.inner_loop import InnerLoop
-from fsl_cli.inner.tasks import TaskBatch
+from fsl_cli.inner.tasks import TaskBatch, check_rows_are_alone
 from fsl_cli.inner.update_rules import Parameters
 
 
@@ -40,6 +40,7 @@ class FastTaskBatch(TaskBatch):
 
     def __init__(self, inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> None:
         super().__init__(inner, episodes, batches)
+        check_rows_are_alone(inner, episodes)
         support_x, self._query_x, body = episodes.support.x, episodes.query.x, inner.net.body
         if inner.module is inner.net.head:  # the features do not change while the head adapts: compute them once
             fast_body = FastModule(body)
