@@ -98,10 +98,11 @@ class MatchingNet(EmbeddingLearner):
         """Log p(y | x) (eq. 1) from the embeddings f and g."""
         with full_precision(episodes.support.x, episodes.query.x) as (support, query):
             cosine = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).transpose(1, 2)
+            similarity = self.log_scale.exp() * cosine
             support_y, mask = episodes.support.y, episodes.support.mask
             if mask is not None:
-                cosine = cosine.masked_fill(~mask.unsqueeze(1), -math.inf)
-            log_attention = F.log_softmax(self.log_scale.exp() * cosine, dim=-1)
+                similarity = similarity.masked_fill(~mask.unsqueeze(1), -math.inf)
+            log_attention = F.log_softmax(similarity, dim=-1)
             return of_each_class(log_attention, support_y, episodes.ways, mask).logsumexp(-1)
 
 

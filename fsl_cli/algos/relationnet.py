@@ -47,6 +47,8 @@ from fsl_cli.algos.common.prototypes import class_members
 from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.feature_maps import FeatureMaps
 from fsl_cli.episodes import Episodes
+from fsl_cli.episodes.episodes import spread
+from fsl_cli.statistics.regression import mean_squared_error
 
 
 class RelationNet(EmbeddingLearner):
@@ -82,8 +84,13 @@ class RelationNet(EmbeddingLearner):
         """Mean squared error of the scores (eq. 2); moves the running averages of batch normalisation."""
         logits = self.query_logits(episodes, "tracked_batch")
         score, same = logits.sigmoid(), F.one_hot(episodes.query.y, episodes.ways).bool()
-        metrics = {"relation_same": score[same].detach().mean(), "relation_different": score[~same].detach().mean()}
-        return Step(F.mse_loss(score, same.to(score.dtype)), logits.detach(), metrics)
+        real = episodes.query.real.unsqueeze(-1)
+        metrics = {
+            "relation_same": score[same & real].detach().mean(),
+            "relation_different": score[~same & real].detach().mean(),
+        }
+        loss = mean_squared_error(score, same.to(score.dtype), episodes.query.mask)
+        return Step(loss.mean(), logits.detach(), metrics)
 
     def classify(self, episodes: Episodes) -> Tensor:
         """Logits of the scores from maps ``[T, B, C, h, w]``, normalised by the running averages."""
@@ -94,7 +101,10 @@ class RelationNet(EmbeddingLearner):
     def compare(self, episodes: Episodes, support: Tensor, query: Tensor) -> Tensor:
         """Logits of the scores, one episode after the other."""
         classes = self.class_maps(support, episodes.support.y, episodes.ways, episodes.support.mask)
-        return torch.cat([self.relation(*one) for one in zip(classes.split(1), query.split(1), strict=True)])
+        scores = []
+        for of_classes, of_queries, real in zip(classes, query, episodes.query.real, strict=True):
+            scores.append(spread(self.relation(of_classes[None], of_queries[real][None])[0], real))
+        return torch.stack(scores)
 
     def class_maps(self, support: Tensor, support_y: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
         """Sum or mean of the support maps ``[T, N*K, C, h, w]`` of each class: ``[T, N, C, h, w]``."""

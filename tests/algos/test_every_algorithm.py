@@ -21,7 +21,7 @@ from typing_extensions import is_typeddict
 
 from fsl_cli.algos import common
 from fsl_cli.algos.common.algorithm import Algorithm
-from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Task
 from fsl_cli.evaluation import evaluate
 from fsl_cli.inner import adaptation
 from fsl_cli.run.parts import feature_width
@@ -61,7 +61,9 @@ def composed(name: str) -> dict[str, Any]:
     return dict(overrides.compose_config("train", [f"algo={name}", "backbone=mlp", "backbone.widths=[8]"]))
 
 
-def made(name: str, seed: int = 0, *options: str, engine: str = "auto") -> tuple[Algorithm, dict[str, Any]]:
+def made(
+    name: str, seed: int = 0, *options: str, engine: str = "auto", batch_norm: bool = True
+) -> tuple[Algorithm, dict[str, Any]]:
     """The algorithm of a YAML file with some of its options changed and small training episodes; and its configuration."""
     config = composed(name)
     changes = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in options)}
@@ -69,7 +71,7 @@ def made(name: str, seed: int = 0, *options: str, engine: str = "auto") -> tuple
     algo = {**config["algo"], **changes}
     algo |= {key: value for key, value in {"train_ways": 4, "train_shots": 3, "train_queries": 2}.items() if key in algo}
     torch.manual_seed(seed)
-    backbone = build.build(dict(config["backbone"]), "backbone", {"example_shape": SHAPE})
+    backbone = build.build({**config["backbone"], "batch_norm": batch_norm}, "backbone", {"example_shape": SHAPE})
     runtime = {
         "backbone": backbone,
         "features": feature_width(backbone, SHAPE),
@@ -77,6 +79,7 @@ def made(name: str, seed: int = 0, *options: str, engine: str = "auto") -> tuple
         "engine": engine,
         "classes": len(CLASSES),
         "image_shape": SHAPE,
+        "problem": Classification(WAYS),
     }
     return build.build(algo, "algo", runtime), config
 
