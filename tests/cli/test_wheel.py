@@ -31,6 +31,9 @@ def test_the_wheel_runs_from_another_folder(tmp_path):
     assert where.stdout.startswith(str(site))
     listed = shell(*command("ls", "dataset"), cwd=work, PYTHONPATH=str(site))
     assert "dataset=glyphs" in listed.stdout
+    written = shell(*command("new", "algo", "mine"), cwd=work, PYTHONPATH=str(site))
+    assert written.returncode == 0, written.stderr
+    assert (work / "my_fsl/my_fsl/algos/mine.py").is_file()
     run = shell(*command("train", *merged(("hydra.run.dir=run",))), cwd=work, PYTHONPATH=str(site))
     assert run.returncode == 0, run.stderr
     assert results(work / "run")["accuracy"]["n"] == 12
