@@ -52,12 +52,12 @@ class FineTune(StepLearner, Pretrained):
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
-        classes: of the training split; None: there are none, and the head is that of the problem.
-        problem: what is trained and tested, where there are no classes.
+        classes: number of classes of the training split; None: there are none, and the head has the outputs of ``problem``.
+        problem: what is predicted; needed where there are no classes.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
         train_ways: classes of a training mini-batch, two images each, >= 2.
         inner_lr: step size of the steps on the support set, > 0.
-        batch_norm: ``transductive`` or ``inductive``, see above.
+        batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
         options: see `DescentOptions`; ``test_inner_steps`` is 10 by default.
 
     Raises:
@@ -89,8 +89,8 @@ class FineTune(StepLearner, Pretrained):
         self.set_engine(engine, head.weight.shape[0])
 
     def inner_loop(self, ways: int) -> InnerLoop:
-        """The pre-trained network, with a head of zeros where the trained one is over the classes of the training split."""
-        with torch.device("meta"):  # the head's values are replaced: draw no random numbers for them
+        """The pre-trained network; its head is replaced by zeros if it is one over the classes of the training split."""
+        with torch.device("meta"):  # its values are replaced: draw no random numbers for them
             net = Classifier(self.backbone, self.features, ways)
         if self.train_ways is None:
             net.head.weight = self.head.weight

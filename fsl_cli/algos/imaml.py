@@ -73,15 +73,15 @@ class IMAML(GradientLearner):
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
-        ways: classes of a training episode; the width of the head.
+        ways: width of the head: the classes of a training episode, or the outputs of another problem.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        regularization: lambda, > 0.
-        inner_steps: steps on the inner problem while training, >= 1.
+        regularization: lambda, > 0; the larger, the closer a solution stays to theta.
+        inner_steps: steps on the inner problem in training, >= 1.
         inner_lr: their step size, > 0.
         cg_steps: steps of conjugate gradient, each with one Hessian-vector product, >= 1.
-        cg_damping: d, see above, >= 0.
-        batch_norm: ``transductive`` or ``inductive``, see above.
-        options: see `GradientOptions`; ``inner_weight_decay`` is w, see above.
+        cg_damping: d, see the module's docstring, >= 0.
+        batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
+        options: see `GradientOptions`; ``inner_weight_decay`` is w, see the module's docstring.
 
     Raises:
         FslError: the engine cannot run this inner loop.
@@ -110,16 +110,16 @@ class IMAML(GradientLearner):
         self.set_engine(engine, ways)
 
     def loss(self, episodes: Episodes) -> Step:
-        """Query loss at the solutions; its gradient by theta is the implicit one."""
+        """Query loss at the solutions; its gradient with respect to theta is the implicit gradient."""
         tasks = self.tasks(episodes)
         with torch.no_grad():
             state = tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps))
         phi = {name: value.requires_grad_() for name, value in parameters_in(state).items()}
         logits = tasks.query_outputs(phi, self.inner_steps)
-        losses = episodes.problem.loss(logits, episodes.query.y, episodes.query.mask)
+        losses = self.query_losses(episodes, logits)
         outer = dict(zip(phi, torch.autograd.grad(losses.sum(), list(phi.values())), strict=True))
         implicit, logged = self.implicit_gradient(tasks, phi, outer)
-        # Linear in theta, with the mean of the tasks' implicit gradients for its derivative.
+        # Linear in theta; its derivative is the mean of the tasks' implicit gradients.
         linear = torch.stack([(theta * implicit[name].mean(0)).sum() for name, theta in tasks.start.items()]).sum()
         return Step(losses.mean().detach() + (linear - linear.detach()), logits.detach(), logged)
 
@@ -128,8 +128,8 @@ class IMAML(GradientLearner):
 
         Args:
             tasks: the tasks.
-            phi: ``[T, ...]`` each, what the inner steps have found.
-            outer: ``[T, ...]`` each, the gradient of each task's query loss by its phi.
+            phi: ``[T, ...]`` each, the result of the inner steps.
+            outer: ``[T, ...]`` each, the gradient of each task's query loss with respect to its phi.
 
         Returns:
             g, ``[T, ...]`` each, and metrics to log.
@@ -138,7 +138,7 @@ class IMAML(GradientLearner):
         slope = tasks.gradient(phi, self.inner_steps, first_order=False)
 
         def product(v: Parameters) -> Parameters:
-            # The Hessian is symmetric, so that its product with v is the gradient of <slope, v>.
+            # The Hessian is symmetric, so its product with v is the gradient of <slope, v>.
             bent = torch.autograd.grad(
                 list(slope.values()), list(phi.values()), [v[name] for name in slope], retain_graph=True, materialize_grads=True
             )

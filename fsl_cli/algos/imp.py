@@ -81,7 +81,7 @@ class IMP(EmbeddingLearner):
         self.alpha = alpha
 
     def loss(self, episodes: Episodes) -> Step:
-        """Cross-entropy of the queries; moves the running averages of batch normalisation."""
+        """Cross-entropy of the queries; updates the running averages of batch normalisation."""
         with statistics_from(self, "tracked_batch"):
             support, query = self.embed_episodes(episodes)
         logits, mixture, sigma = self._inferred(episodes.with_embeddings(support, query))

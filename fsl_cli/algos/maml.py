@@ -61,14 +61,14 @@ class MAML(GradientLearner):
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
-        ways: classes of a training episode; the width of the head.
+        ways: width of the head: the classes of a training episode, or the outputs of another problem.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        inner_steps: K while training, >= 1.
-        inner_lr: alpha, or where learned step sizes start, > 0.
-        inner_lr_learning: see `StepSizes`.
+        inner_steps: K in training, >= 1.
+        inner_lr: alpha, > 0; the initial value if step sizes are learned.
+        inner_lr_learning: how step sizes are learned, see `fsl_cli.inner.step_sizes.StepSizes`.
         first_order: ignore second derivatives (FOMAML).
-        adapt: what the inner loop moves: ``all``, the ``head`` (ANIL) or the ``body`` (BOIL).
-        batch_norm: ``transductive`` or ``inductive``, see above.
+        adapt: what the inner loop adapts: ``all``, the ``head`` (ANIL) or the ``body`` (BOIL).
+        batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
         options: see `UnrolledOptions`.
 
     Raises:
@@ -108,7 +108,7 @@ class MAML(GradientLearner):
         self.set_engine(engine, ways)
 
     def task_problems(self, task: Task) -> list[FslError]:
-        """With ``adapt=body`` the head is fixed, so that the ways cannot change."""
+        """With ``adapt=body`` the head is never adapted, so a test needs the ways of training."""
         trained = self.net.head.out_features
         if self.adapt != "body" or task.ways == trained:
             return []
@@ -118,8 +118,7 @@ class MAML(GradientLearner):
     def loss(self, episodes: Episodes) -> Step:
         """Query loss after adaptation (the loss in eq. 1)."""
         logits = self.outputs_after(episodes, [self.inner_steps])[-1]
-        loss = episodes.problem.loss(logits, episodes.query.y, episodes.query.mask).mean()
-        return Step(loss, logits.detach(), mean_step_size(self.step_sizes))
+        return Step(self.query_losses(episodes, logits).mean(), logits.detach(), mean_step_size(self.step_sizes))
 
     def inner_loop(self, ways: int) -> InnerLoop:
         """See `StepLearner`."""

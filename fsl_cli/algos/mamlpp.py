@@ -58,28 +58,28 @@ from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.step_sizes import Learning, StepSizes
 from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
 
-_SMALLEST = 0.03  # times 1/K, what multi-step annealing leaves to the earlier steps, as in the authors' code
+_SMALLEST = 0.03  # times 1/K: the final weight of the earlier steps in multi-step annealing, as in the authors' code
 
 
 class MAMLPlusPlus(GradientLearner):
-    """MAML with learned step sizes, scales and shifts for every step, and an outer loss of every step.
+    """MAML with step sizes, scales and shifts learned for every step, and an outer loss over all steps.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
-        ways: classes of a training episode; the width of the head.
+        ways: width of the head: the classes of a training episode, or the outputs of another problem.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        inner_steps: K while training, >= 1.
-        inner_lr: where learned step sizes start, > 0.
-        inner_lr_learning: see `StepSizes`.
-        multi_step_iterations: outer steps with the multi-step loss, >= 0.
+        inner_steps: K in training, >= 1.
+        inner_lr: initial value of the learned step sizes, > 0.
+        inner_lr_learning: how step sizes are learned, see `fsl_cli.inner.step_sizes.StepSizes`.
+        multi_step_iterations: outer steps with the multi-step loss, at the start, >= 0.
         per_step_batch_norm: scale and shift of batch normalisation for every step; with ``running`` also averages.
-        first_order_iterations: outer steps without second derivatives, >= 0.
-        batch_norm: ``transductive``, ``inductive`` or ``running``, see above.
+        first_order_iterations: outer steps without second derivatives, at the start, >= 0.
+        batch_norm: ``transductive``, ``inductive`` or ``running``, see the module's docstring.
         options: see `UnrolledOptions`.
 
     Raises:
-        FslError: the engine cannot run this inner loop; ``running`` without anything to average.
+        FslError: the engine cannot run this inner loop, or ``running`` has no batch normalisation to average.
     """
 
     learn2learn = True
@@ -113,53 +113,53 @@ class MAMLPlusPlus(GradientLearner):
         adapted = {name: theta for name, theta in self.net.named_parameters() if theta.requires_grad}
         self.step_sizes = StepSizes(adapted, inner_lr, inner_lr_learning, inner_steps)
         self.multi_step_iterations, self.first_order_iterations = multi_step_iterations, first_order_iterations
-        # A tensor, since torch.compile compiles again whenever a number of a module has changed.
+        # A tensor, because torch.compile recompiles whenever a Python number of a module changes.
         self.register_buffer("importance", torch.ones(inner_steps), persistent=False)
         self.begin_iteration(0)
         self._running_tasks = loop_tasks if engine == "loop" else vmap_tasks
         self.set_engine(engine, ways)
 
     def begin_iteration(self, iteration: int) -> None:
-        """Set what is annealed."""
+        """Set the weights of the multi-step loss and the order of the derivatives for this outer step."""
         self._multi_step = iteration < self.multi_step_iterations
         self._first_order = iteration < self.first_order_iterations
         self.importance.copy_(importance_of_steps(self.inner_steps, iteration, self.multi_step_iterations))
 
     def loss(self, episodes: Episodes) -> Step:
-        """Query loss after every step, weighted (eq. 5); with ``running``, moves the running averages of every step."""
+        """Query loss after every step, weighted (eq. 5); with ``running``, updates the running averages of every step."""
         episodes = self.augmented(episodes)
         if self.running:
             self._track(episodes)
         steps = range(1, self.inner_steps + 1) if self._multi_step else [self.inner_steps]
         inner = self.inner_loop(episodes.problem.outputs, first_order=self._first_order)
         logits = self._engine.run(inner, episodes, steps)
-        losses = torch.stack([episodes.problem.loss(each, episodes.query.y, episodes.query.mask).mean() for each in logits])
+        losses = torch.stack([self.query_losses(episodes, each).mean() for each in logits])
         logged = {"last_step_loss": losses[-1].detach(), "last_step_importance": self.importance[-1]}
         logged |= mean_step_size(self.step_sizes)
         return Step((self.importance[-len(losses) :] * losses).sum(), logits[-1].detach(), logged)
 
     def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Query logits after each number of steps."""
+        """See `StepLearner`; with ``running`` by the running averages of every step."""
         if not self.running:
             return super().outputs_after(episodes, steps)
         if not self.batch_norms.has_averages():
             what = "running is not valid: the run was trained without running averages of every step"
             raise FslError(what, where="algo.batch_norm", hint="use transductive or inductive, or train with running")
-        # torch.func.vmap cannot mix the precision of images with that of averages.
+        # torch.func.vmap cannot normalise images of low precision by averages of full precision.
         episodes = self.augmented(episodes)
         with statistics_from(self.net, "running"), full_precision(episodes.support.x):
             return self._running_tasks(self.inner_loop(episodes.problem.outputs, averages=True), episodes).outputs_after(steps)
 
     @torch.no_grad()
     def _track(self, episodes: Episodes) -> None:
-        """One task after the other, so that the averages do not depend on how many are computed at once."""
+        """Update the running averages, one task after the other, so that they do not depend on the chunk of tasks."""
         inner = self.inner_loop(episodes.problem.outputs, averages=True)
         with statistics_from(self.net, "tracked_batch"):
             for task in episodes.split(1):
                 loop_tasks(inner, task).outputs_after(range(1, self.inner_steps + 1))
 
     def inner_loop(self, ways: int, *, first_order: bool = True, averages: bool = False) -> InnerLoop:
-        """See `StepLearner`; with ``averages`` a forward pass also uses, or moves, the running averages of its step."""
+        """See `StepLearner`; with ``averages`` a forward pass also uses, or updates, the running averages of its step."""
         return InnerLoop(
             self.net.with_ways(ways),
             "all",

@@ -70,7 +70,7 @@ class MANN(CellLearner):
         width: numbers in a row.
         heads: how many read, and write.
         decay: of the usage of a row per step, in 0..1.
-        key_strength: whether the controller says how sharply a head focuses, see above.
+        key_strength: whether the controller says how sharply a head focuses, see the module's docstring.
         options: see `CellOptions`.
 
     Raises:

@@ -58,7 +58,7 @@ class MatchingNet(EmbeddingLearner):
         features: width of the backbone's output.
         scale: factor s of the cosine, or where it starts, > 0.
         learn_scale: whether s is learned.
-        fce: full context embeddings, see above; without them there are no LSTMs.
+        fce: full context embeddings, see the module's docstring; without them there are no LSTMs.
         processing_steps: K of the attention LSTM, with ``fce``.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
         options: see `EmbeddingOptions`.

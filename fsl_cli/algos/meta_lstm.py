@@ -58,7 +58,7 @@ _PRECISION = 10.0  # p
 
 
 class CellState(NamedTuple):
-    """What the recurrence carries from step to step, for T tasks of P coordinates.
+    """The state of the recurrence, for T tasks of P coordinates.
 
     Attributes:
         c: the weights of the classifier ``[T, P]``.
@@ -78,8 +78,8 @@ class MetaLearner(nn.Module):
 
     Args:
         hidden_size: width H of the first LSTM; 0: none.
-        inner_lr: where the input gate starts, in 0..1.
-        forget: where the forget gate starts, in 0..1.
+        inner_lr: initial value of the input gate, in 0..1.
+        forget: initial value of the forget gate, in 0..1.
     """
 
     def __init__(self, hidden_size: int, inner_lr: float, forget: float) -> None:
@@ -93,7 +93,7 @@ class MetaLearner(nn.Module):
         Args:
             gradient: g_t ``[T, P]``, a constant.
             loss: L_t ``[T]``, a constant.
-            state: after the step before.
+            state: after the previous step.
         """
         x = torch.cat([preprocessed(gradient), preprocessed(loss)[:, None].expand(*gradient.shape, 2)], dim=-1)
         hidden = None
@@ -116,18 +116,18 @@ def preprocessed(x: Tensor) -> Tensor:
 
 
 class MetaLSTM(GradientLearner):
-    """Meta-learns an optimizer and the initialisation that it starts from.
+    """Meta-learns an optimizer and the initialisation it starts from.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
-        ways: classes of a training episode; the width of the head.
+        ways: width of the head: the classes of a training episode, or the outputs of another problem.
         engine: how tasks are run, see `fsl_cli.inner.engines`; all but learn2learn.
-        inner_steps: T while training, >= 1.
+        inner_steps: T in training, >= 1.
         hidden_size: width of the first LSTM; 0: none.
-        inner_lr: where the input gate starts, in 0..1.
-        forget: where the forget gate starts, in 0..1.
-        batch_norm: ``transductive`` or ``inductive``, see above.
+        inner_lr: initial value of the input gate, in 0..1.
+        forget: initial value of the forget gate, in 0..1.
+        batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
         options: see `MetaOptions`.
 
     Raises:
@@ -156,15 +156,14 @@ class MetaLSTM(GradientLearner):
     def loss(self, episodes: Episodes) -> Step:
         """Query loss at c_T."""
         logits, gates = self._logits(episodes, [self.inner_steps])
-        value = episodes.problem.loss(logits[-1], episodes.query.y, episodes.query.mask).mean()
-        return Step(value, logits[-1].detach(), gates)
+        return Step(self.query_losses(episodes, logits[-1]).mean(), logits[-1].detach(), gates)
 
     def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Query logits after each number of steps of the cell."""
+        """See `StepLearner`; the steps are those of the cell."""
         return self._logits(episodes, steps)[0]
 
     def _logits(self, episodes: Episodes, steps: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Query logits ``[len(steps), T, N*Q, N]`` after each number of steps, ascending, and the means of the last gates."""
+        """Query outputs ``[len(steps), T, B, O]`` after each number of steps, ascending, and the means of the last gates."""
         tasks = self.tasks(episodes)
         coordinates = Coordinates(tasks.start, len(episodes))
         c = coordinates.joined(tasks.start)
@@ -186,12 +185,12 @@ class MetaLSTM(GradientLearner):
         return coordinates.joined(gradient), tasks.support_loss(weights, step)
 
     def inner_loop(self, ways: int) -> InnerLoop:
-        """The network of the tasks; the steps are those of the meta-learner."""
+        """See `StepLearner`; only its network is used, since the meta-learner takes the steps."""
         return self.descent(self.net.with_ways(ways), lr=1.0)
 
 
 class Coordinates:
-    """All weights of T classifiers as one matrix ``[T, P]``, and back.
+    """Converts the weights of T classifiers to one matrix ``[T, P]`` and back.
 
     Args:
         weights: by name, shared by the tasks.
@@ -213,7 +212,7 @@ class Coordinates:
 
 
 def _gate(width: int, start: float) -> nn.Linear:
-    """Weights over [x, c, gate], small and random, with the bias that opens the gate to ``start``."""
+    """A linear map of [x, c, gate] with small random weights and a bias such that the gate starts at ``start``."""
     gate = nn.Linear(width + 2, 1)
     nn.init.uniform_(gate.weight, -0.01, 0.01)
     nn.init.constant_(gate.bias, math.log(start / (1 - start)))
@@ -221,6 +220,6 @@ def _gate(width: int, start: float) -> nn.Linear:
 
 
 def _open(gate: nn.Linear, x: Tensor, c: Tensor, before: Tensor) -> Tensor:
-    """The gate's next value ``[T, P]`` from ``x [T, P, D]`` and the weights and gates ``[T, P]`` before the step."""
+    """The next value of a gate, ``[T, P]``, from ``x [T, P, D]`` and the weights and the gate before the step, ``[T, P]``."""
     of_x, of_c, of_gate = gate.weight[0].split([x.shape[-1], 1, 1])
     return torch.sigmoid(x @ of_x + c * of_c + before * of_gate + gate.bias)

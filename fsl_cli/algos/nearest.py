@@ -46,7 +46,7 @@ class Nearest(Algorithm):
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
         space: pixels or network, what distances are measured between.
-        compare: mean or image, see above.
+        compare: mean or image, see the module's docstring.
     """
 
     masks = True

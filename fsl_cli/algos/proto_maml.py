@@ -59,11 +59,11 @@ class ProtoMAML(MAML):
         features: width of the backbone's output.
         ways: classes of a training episode.
         engine: how tasks are run, see `fsl_cli.inner.engines`.
-        inner_steps: K while training, >= 1.
-        inner_lr: alpha, or where learned step sizes start, > 0.
-        inner_lr_learning: see `StepSizes`.
+        inner_steps: K in training, >= 1.
+        inner_lr: alpha, > 0; the initial value if step sizes are learned.
+        inner_lr_learning: how step sizes are learned, see `fsl_cli.inner.step_sizes.StepSizes`.
         first_order: ignore second derivatives.
-        batch_norm: ``transductive`` or ``inductive``, see above.
+        batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
         options: see `UnrolledOptions`.
 
     Raises:
@@ -71,7 +71,6 @@ class ProtoMAML(MAML):
     """
 
     learn2learn = False
-
     problems = (Classification,)
 
     def __init__(
@@ -100,10 +99,10 @@ class ProtoMAML(MAML):
             batch_norm=batch_norm,
             **options,
         )
-        self.net.head.requires_grad_(False)  # it says what shape a head has; every task brings its values
+        self.net.head.requires_grad_(False)  # only its shape is used: each task computes its own values
 
     def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Query logits after each number of steps from the prototypes."""
+        """See `StepLearner`; the head starts from the prototypes."""
         tasks = self.tasks(episodes)
         support = tasks.episodes.support
         prototypes = class_means(tasks.support_features(), support.y, episodes.ways, support.mask)
@@ -112,7 +111,7 @@ class ProtoMAML(MAML):
 
 
 def prototype_head(prototypes: Tensor) -> Parameters:
-    """The linear layer of each task whose logits are negative squared distances, up to a constant of each query.
+    """The linear layer of each task whose logits are negative squared distances, up to one constant per query.
 
     Args:
         prototypes: ``[T, N, D]``.

@@ -43,7 +43,7 @@ class ProtoNet(EmbeddingLearner):
 
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
-        distance: see above.
+        distance: see the module's docstring.
         scale: factor of the logits, > 0.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
         options: see `EmbeddingOptions`.

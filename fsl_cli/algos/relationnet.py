@@ -81,7 +81,7 @@ class RelationNet(EmbeddingLearner):
         self.combine = combine
 
     def loss(self, episodes: Episodes) -> Step:
-        """Mean squared error of the scores (eq. 2); moves the running averages of batch normalisation."""
+        """Mean squared error of the scores (eq. 2); updates the running averages of batch normalisation."""
         logits = self.query_logits(episodes, "tracked_batch")
         score, same = logits.sigmoid(), F.one_hot(episodes.query.y, episodes.ways).bool()
         real = episodes.query.real.unsqueeze(-1)

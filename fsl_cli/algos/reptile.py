@@ -63,19 +63,19 @@ from fsl_cli.inner.update_rules import Adam, Parameters, parameters_in
 
 
 class Reptile(GradientLearner):
-    """Meta-learns an initialisation by moving it towards the weights that tasks are solved with.
+    """Meta-learns an initialisation by moving it towards the weights that solve its tasks.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
-        ways: classes of a training episode; the width of the head.
+        ways: width of the head: the classes of a training episode, or the outputs of another problem.
         engine: how tasks are run, see `fsl_cli.inner.engines`; all but learn2learn.
-        inner_steps: k while training, >= 1.
-        inner_batch: images of a step while training, >= 1; None: the whole support set.
-        test_inner_batch: images of a step in `predict`, >= 1; None: the whole support set.
+        inner_steps: k in training, >= 1.
+        inner_batch: images per step in training, >= 1; None: the whole support set.
+        test_inner_batch: images per step in `predict`, >= 1; None: the whole support set.
         inner_lr: step size of the inner optimizer, > 0.
-        symmetric_head: see above.
-        batch_norm: ``transductive`` or ``inductive``, see above.
+        symmetric_head: average the update over all orders of the labels, see the module's docstring.
+        batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
         train_shots: shots of a training episode, >= 1; None: as in the tested task.
         options: see `GradientOptions`; adam has beta1 = 0 here.
 
@@ -118,7 +118,7 @@ class Reptile(GradientLearner):
         with torch.no_grad():
             adapted = parameters_in(tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps)))
             logits = tasks.query_outputs(adapted, self.inner_steps - 1)
-            value = episodes.problem.loss(logits, episodes.query.y, episodes.query.mask).mean()
+            value = self.query_losses(episodes, logits).mean()
         pull = self._pull(tasks.start, adapted, symmetric_head=self.symmetric_head and episodes.problem.has_ways)
         return Step(value + (pull - pull.detach()), logits, {"distance": _distance(tasks.start, adapted)})
 
@@ -142,7 +142,7 @@ class Reptile(GradientLearner):
         return torch.stack(parts).sum()
 
     def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-        """Query logits after each number of steps on mini-batches of the support set."""
+        """See `StepLearner`; the steps use mini-batches of the support set."""
         return self._batched(episodes, self.test_inner_batch, steps[-1]).outputs_after(steps)
 
     def _batched(self, episodes: Episodes, batch: int | None, steps: int) -> TaskBatch:

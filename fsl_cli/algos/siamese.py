@@ -73,7 +73,7 @@ class Siamese(EmbeddingLearner):
         self.bias = nn.Parameter(torch.tensor(_START * _USUAL_DIFFERENCE))
 
     def loss(self, episodes: Episodes) -> Step:
-        """Balanced cross-entropy of the pairs; moves the running averages of batch normalisation."""
+        """Balanced cross-entropy of the pairs; updates the running averages of batch normalisation."""
         with statistics_from(self, "tracked_batch"):
             support, query = self.embed_episodes(episodes)
         shots = support.shape[1]

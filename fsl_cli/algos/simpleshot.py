@@ -47,7 +47,7 @@ class SimpleShot(Pretrained):
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
         classes: of the training split.
-        transform: see above.
+        transform: see the module's docstring.
         train_ways: classes of a training mini-batch, two images each.
     """
 

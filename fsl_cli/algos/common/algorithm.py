@@ -1,4 +1,4 @@
-"""What training and evaluation ask of every algorithm."""
+"""The interface of every algorithm, as training and evaluation use it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BatchNormMode = Literal["transductive", "inductive"]
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch of episodes gives the outer loop.
+    """The result of one batch of training episodes.
 
     Attributes:
         loss: scalar, the mean over the episodes of the batch.
-        outputs: what the network says of the queries, ``[T, B, O]``, without a graph.
+        outputs: of the network for the queries, ``[T, B, O]``, detached.
         metrics: further scalars to log, by name.
-        targets: what ``outputs`` should be, when that is not the targets of the queries.
-        mask: bool, which rows of ``outputs`` count, where there are ``targets``; None: all.
+        targets: of ``outputs``, where they are not the targets of the queries.
+        mask: bool, the rows of ``outputs`` that count, used together with ``targets``; None: all.
     """
 
     loss: Tensor
@@ -38,11 +38,11 @@ class Algorithm(nn.Module, ABC):
     """A few-shot learner: its module state is everything that is meta-learned.
 
     Attributes:
-        problems: kinds of problems that it solves.
-        masks: whether it leaves out the rows of `Examples` that are no examples, as it must where shots are uneven.
+        problems: the kinds of problems that it can solve.
+        masks: whether it ignores the rows of `Examples` that are masked out, as uneven shots require.
         transductive: whether the prediction of a query may depend on the other queries of its episode.
-        embeds: whether `predict` sees the images only through `embed` of each image by itself, that is, whether it is
-            the one below. Evaluation then embeds an image once, however many episodes it occurs in.
+        embeds: whether `predict` depends on the images only through `embed` of each single image, as the method below
+            does. Evaluation then embeds an image once, however many episodes it occurs in.
     """
 
     problems: ClassVar[tuple[type[Problem], ...]] = (Classification,)
@@ -51,15 +51,15 @@ class Algorithm(nn.Module, ABC):
     embeds: bool = False
 
     def train_task(self, task: Task) -> Task:
-        """Shape of the training episodes, given the shape that is tested."""
+        """Shape of the training episodes, given the shape of the test episodes."""
         return task
 
     def task_problems(self, task: Task) -> list[FslError]:
-        """What keeps this algorithm from being tested on ``task``, of classification; empty when nothing does."""
+        """Reasons why this algorithm cannot be tested on a classification task of this shape; empty if it can."""
         return []
 
     def example_problems(self, shape: tuple[int, ...]) -> list[FslError]:
-        """What keeps this algorithm from working on examples of this shape; empty when nothing does."""
+        """Reasons why this algorithm cannot work on examples of this shape; empty if it can."""
         return []
 
     def begin_iteration(self, iteration: int) -> None:
@@ -67,32 +67,32 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, episodes: Episodes) -> Step:
-        """Outer loss of a batch of training episodes, with a graph to what is learned; without one, nothing moves."""
+        """Outer loss of a batch of training episodes; if it needs no gradient, training changes nothing."""
 
     @abstractmethod
     def predict(self, episodes: Episodes) -> Tensor:
-        """Outputs ``[T, B, O]`` for the queries, such as logits of any number of ways; changes nothing in the algorithm.
+        """Outputs ``[T, B, O]`` for the queries, such as logits of any number of ways; does not change the algorithm.
 
-        Here: `classify` of what `embed` makes of the images.
+        Here: `classify` applied to `embed` of the images.
         """
         support, query = (self.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (episodes.support.x, episodes.query.x))
         return self.classify(episodes.with_embeddings(support, query))
 
     def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """What the test reports the headline score along, besides that of `predict`: the points of each curve, by its name."""
+        """Curves of the headline score that the test reports besides the score of `predict`: name to points."""
         return {}
 
     def score(self, episodes: Episodes, *, curves: bool = False) -> dict[str, Tensor]:
-        """Every score of the problem, float64 ``[T]`` by name: those of `predict`. Not asked if ``embeds``.
+        """The scores of `predict`, float64 ``[T]`` by name. Not called if ``embeds``.
 
         Args:
-            episodes: what is predicted.
-            curves: also the headline score along each of `curve_points`, ``[T, points]`` by the name of the curve.
+            episodes: the tasks.
+            curves: also return the headline score at the points of each of `curve_points`, ``[T, points]`` by name.
         """
         return exact_scores(episodes, self.predict(episodes))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embeddings ``[B, ...]`` of images ``[B, C, H, W]``, each independent of the others; changes nothing."""
+        """Embeddings ``[B, ...]`` of images ``[B, C, H, W]``, each independent of the others; does not change the algorithm."""
         raise NotImplementedError(f"{type(self).__name__}.embed")
 
     def classify(self, episodes: Episodes) -> Tensor:

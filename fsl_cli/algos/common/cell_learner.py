@@ -57,7 +57,7 @@ class Cell(nn.Module, ABC):
 
 
 class CellLearner(SequenceLearner):
-    """Meta-learns a backbone and a cell that together learn from a sequence; see above.
+    """Meta-learns a backbone and a cell that together learn from a sequence; see the module's docstring.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.

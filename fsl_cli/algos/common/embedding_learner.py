@@ -1,8 +1,8 @@
-"""What the methods that compare embeddings of images share: the shape of training episodes, and batch normalisation.
+"""What methods that compare embeddings share: the shape of training episodes, and batch normalisation.
 
-While training, batch normalisation goes by the images of the episode, and its running averages move; each episode is
-normalised by itself, so that the loss does not depend on how a batch of episodes is chunked. In tests ``inductive``
-normalises by the running averages, ``transductive`` by the images of the episode.
+While training, batch normalisation uses the images of the episode and updates its running averages. Each episode is normalised
+separately, so that the loss does not depend on how a batch of episodes is chunked. In tests ``inductive`` normalises by the
+running averages, ``transductive`` by the images of the episode.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class EmbeddingOptions(TypedDict, total=False):
     """Options of every method that compares embeddings.
 
     Args:
-        batch_norm: in tests: ``inductive`` (default) or ``transductive``, see above.
+        batch_norm: in tests: ``inductive`` (default) by the running averages, ``transductive`` by the images of the episode.
         train_shots: shots of a training episode, >= 1; None (default): as in the tested task.
         train_queries: query images per class of a training episode, >= 1, default 5; None: as in the tested task.
     """
@@ -67,16 +67,16 @@ class EmbeddingLearner(Algorithm):
         return Task(self.train_ways or task.ways, self.train_shots or task.shots, self.train_queries or task.queries)
 
     def loss(self, episodes: Episodes) -> Step:
-        """`query_loss` of the queries; moves the running averages of batch normalisation."""
+        """`query_loss` of the queries; updates the running averages of batch normalisation."""
         logits = self.query_logits(episodes, "tracked_batch")
         return Step(self.query_loss(logits, episodes.query), logits.detach(), self.learned())
 
     def query_loss(self, logits: Tensor, query: Examples) -> Tensor:
-        """Mean loss of the logits of queries, ``[T, N*Q, N]``; here the cross-entropy."""
+        """Mean loss of query logits ``[T, N*Q, N]``; here the cross-entropy."""
         return cross_entropy(logits, query.y, query.mask).mean()
 
     def learned(self) -> dict[str, Tensor]:
-        """Learned numbers to log, by name; here none."""
+        """Further metrics to log, by name, such as learned numbers; here none."""
         return {}
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ class EmbeddingLearner(Algorithm):
             return self.backbone(images)
 
     def query_logits(self, episodes: Episodes, source: Source) -> Tensor:
-        """Query logits ``[T, N*Q, N]``; ``source`` says by what each episode is normalised."""
+        """Query logits ``[T, N*Q, N]``; ``source``: the statistics of batch normalisation."""
         with statistics_from(self, source):
             return self.compare(episodes, *self.embed_episodes(episodes))
 
@@ -106,7 +106,7 @@ class EmbeddingLearner(Algorithm):
 
 
 def each_alone(net: Callable[[Tensor], Tensor], examples: Examples) -> Tensor:
-    """What a network makes of the examples of each episode by themselves, ``[T, B, ...]``; zeros where there is none."""
+    """Apply a network to the examples of each episode separately: ``[T, B, ...]``, zeros in the masked rows."""
     if examples.mask is None:
         return torch.stack([net(x) for x in examples.x])
     return torch.stack([spread(net(x[mask]), mask) for x, mask in zip(examples.x, examples.mask, strict=True)])

@@ -1,4 +1,4 @@
-"""What methods share that meta-learn a classifier and adapt it to each task: the network, the training task, the step sizes."""
+"""What methods that meta-learn a network and adapt it to each task share: network, training task, query loss, step sizes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fsl_cli.algos.common.step_learner import DescentOptions, StepLearner, StepOptions
-from fsl_cli.episodes import Problem, Task
+from fsl_cli.episodes import Episodes, Problem, Task
 from fsl_cli.inner.inner_loop import Classifier, mean_row
 from fsl_cli.inner.step_sizes import StepSizes
 
 
 class MetaOptions(StepOptions, total=False):
-    """`StepOptions`, and that of every method whose classifier is meta-learned.
+    """`StepOptions`, and an option of every method whose classifier is meta-learned.
 
     Args:
         train_queries: query images per class of a training episode, >= 1; None (default): as in the tested task.
@@ -30,10 +30,10 @@ class GradientOptions(MetaOptions, DescentOptions, total=False):
 
 
 class UnrolledOptions(GradientOptions, total=False):
-    """`GradientOptions`, and that of methods that differentiate the outer loss through the inner steps.
+    """`GradientOptions`, and an option of methods that differentiate the outer loss through the inner steps.
 
     Args:
-        checkpoint_inner: run the inner steps again for the outer gradient instead of keeping all of them in memory;
+        checkpoint_inner: recompute the inner steps for the outer gradient instead of keeping all of them in memory;
             default: false.
     """
 
@@ -41,21 +41,21 @@ class UnrolledOptions(GradientOptions, total=False):
 
 
 class GradientLearner(StepLearner):
-    """Meta-learns a classifier, whose inner loop adapts it to a task.
+    """Meta-learns a network that an inner loop adapts to each task.
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
-        ways: classes of a training episode; the width of the head.
-        inner_steps: steps while training.
-        transductive: queries are normalised by the query batch, else by the support set.
-        zero_head: the head starts at zero, else as PyTorch initialises it.
+        ways: width of the head: the classes of a training episode, or the outputs of another problem.
+        inner_steps: number of steps in training.
+        transductive: true: queries are normalised by the query batch; false: by the support set.
+        zero_head: true: the head starts at zero; false: as PyTorch initialises it.
         train_queries: see `MetaOptions`.
         checkpoint_inner: see `UnrolledOptions`.
         options: see `DescentOptions`.
 
     Attributes:
-        net: the classifier.
+        net: body and head.
     """
 
     problems = (Problem,)  # of any kind
@@ -86,9 +86,13 @@ class GradientLearner(StepLearner):
         """The tested task with ``train_queries`` queries."""
         return Task(task.ways, task.shots, self.train_queries or task.queries)
 
+    def query_losses(self, episodes: Episodes, outputs: Tensor) -> Tensor:
+        """The loss of the problem, ``[T]``, for query outputs ``[T, B, O]``."""
+        return episodes.problem.loss(outputs, episodes.query.y, episodes.query.mask)
+
 
 def mean_step_size(sizes: StepSizes) -> dict[str, Tensor]:
-    """``inner_lr`` to log: the mean of the step sizes when they are learned."""
+    """The metric ``inner_lr``, the mean of the step sizes; empty if they are not learned."""
     mean = sizes.mean()
     return {} if mean is None else {"inner_lr": mean}
 
@@ -96,7 +100,7 @@ def mean_step_size(sizes: StepSizes) -> dict[str, Tensor]:
 def for_ways(
     step_sizes: Sequence[Mapping[str, Tensor | float]], net: Classifier, ways: int
 ) -> Sequence[Mapping[str, Tensor | float]]:
-    """Step sizes of ``net`` for `Classifier.with_ways`: those of the rows of the head become their mean."""
+    """Step sizes for ``net.with_ways(ways)``: as for the head itself, every row gets the mean over the rows."""
     if ways == net.head.out_features:
         return step_sizes
     shapes = {f"head.{name}": theta.shape for name, theta in net.head.named_parameters()}

@@ -1,4 +1,4 @@
-"""What networks with an external memory share: addressing by content, and the order in which a vector is cut up."""
+"""What networks with an external memory share: addressing by content, writing, reading, initialisation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_EPSILON = 1e-6  # of a squared norm: an empty row of memory has no direction, and its gradient must stay finite
+_EPSILON = 1e-6  # added to squared norms: an empty row has no direction, and its gradient must stay finite
 
-EMPTY = 1e-6  # what an unwritten memory holds everywhere
+EMPTY = 1e-6  # value of a memory that has not been written to
 
 
 def cosine_similarity(keys: Tensor, memory: Tensor) -> Tensor:
-    """Cosine of each key and each row of memory (Graves et al. 2014, eq. 6; Santoro et al. 2016, eq. 2).
+    """Cosine similarity of each key and each row of memory (Graves et al. 2014, eq. 6; Santoro et al. 2016, eq. 2).
 
     Args:
         keys: ``[B, H, W]``, one for each of H heads.
@@ -29,7 +29,7 @@ def content_weights(keys: Tensor, strengths: Tensor, memory: Tensor) -> Tensor:
 
     Args:
         keys: ``[B, H, W]``.
-        strengths: ``[B, H]``, >= 0: how sharply to focus.
+        strengths: ``[B, H]``, >= 0; the larger, the sharper the focus.
         memory: ``[B, M, W]``.
 
     Returns:
@@ -52,19 +52,19 @@ def erase_and_add(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -
 
 
 def reads(weights: Tensor, memory: Tensor) -> Tensor:
-    """What the heads read, one after the other: weights ``[B, H, M]`` and memory ``[B, M, W]`` to ``[B, H*W]``."""
+    """What the heads read, concatenated: weights ``[B, H, M]`` and memory ``[B, M, W]`` to ``[B, H*W]``."""
     return (weights @ memory).flatten(1)
 
 
 def aligned(interface: nn.Linear, hidden: int, features: int, keys: list[int], contents: list[int], width: int) -> None:
-    """Let what is looked for and what is stored begin as the same linear map of an image, so that like finds like.
+    """Initialise keys and contents as the same linear map of an image, so that a key finds the content of similar images.
 
     Args:
-        interface: from the hidden units, the image, the image before and its label to what the memory is told.
-        hidden: hidden units.
-        features: numbers of an image.
-        keys: rows of the interface at which a key begins: of the image.
-        contents: rows at which a content begins: of the image before and its label.
+        interface: from the hidden units, the image, the previous image and its label to the inputs of the memory.
+        hidden: number of hidden units.
+        features: numbers per image.
+        keys: first row of each key in the interface; keys are maps of the image.
+        contents: first row of each content; contents are maps of the previous image and its label.
         width: of keys and contents.
     """
     weight = interface.weight
@@ -85,7 +85,7 @@ def oneplus(x: Tensor) -> Tensor:
 
 
 def controller(inputs: int, hidden: int) -> nn.LSTMCell:
-    """An LSTM whose forget gates begin open (Jozefowicz et al. 2015), so that it remembers from the first step on."""
+    """An LSTM whose forget gates start open (Jozefowicz et al. 2015), so that it keeps its state from the first step on."""
     cell = nn.LSTMCell(inputs, hidden)
     with torch.no_grad():
         cell.bias_ih[hidden : 2 * hidden] = 1.0

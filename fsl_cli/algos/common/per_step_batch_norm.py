@@ -1,4 +1,4 @@
-"""Batch normalisation of every inner step (Antoniou et al. 2019, section 4: BNRS and BNWB)."""
+"""Batch normalisation for every inner step (Antoniou et al. 2019, section 4: BNRS and BNWB)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fsl_cli.backbones.batch_norm import BatchNorm
 
 
 class PerStepBatchNorm(nn.Module):
-    """Scale, shift and running averages of every batch normalisation of a network, for every step.
+    """Scale, shift and running averages for every batch normalisation layer of a network and every step.
 
-    The network's own scale and shift are not learned then.
+    They replace those of the network, which are then not learned.
 
     Args:
         net: the network.
-        steps: how many steps have their own; 0: the network keeps its own.
+        steps: number of steps; 0: the network keeps its own layers.
     """
 
     def __init__(self, net: nn.Module, steps: int) -> None:
@@ -30,10 +30,10 @@ class PerStepBatchNorm(nn.Module):
             layer.requires_grad_(False)
 
     def weights(self, *, averages: bool = False) -> list[dict[str, Tensor]]:
-        """What each step has instead of what the network has, by name.
+        """The weights of each step that replace those of the network, by name.
 
         Args:
-            averages: besides scale and shift the running averages, which a forward pass by ``tracked_batch`` moves.
+            averages: include the running averages, which a forward pass with ``tracked_batch`` updates.
         """
         return [
             {
@@ -45,9 +45,9 @@ class PerStepBatchNorm(nn.Module):
         ] or [{}]
 
     def has_averages(self) -> bool:
-        """Whether any running average has ever moved."""
+        """Whether any running average has been updated."""
         return any(layer.running_mean.any() for layers in self._layers() for layer in layers.values())
 
     def _layers(self) -> list[dict[str, BatchNorm]]:
-        """The layers of every step by the names of those that they stand in for."""
+        """The layers of every step, by the names of the layers that they replace."""
         return [dict(zip(self._names, cast("Iterable[BatchNorm]", step), strict=True)) for step in self.steps]

@@ -1,8 +1,8 @@
-"""Supervised pre-training: a network learns to tell all classes of the training split apart, as in ordinary training.
+"""Supervised pre-training: a network learns to classify into all classes of the training split.
 
 A training episode is a mini-batch: the images of ``train_ways`` classes, two of each class, with their classes in the split
-as labels. Where a data set has no classes, one network is trained on the examples of all tasks. What a method then does
-with the network in a test is its own.
+as labels. Where a data set has no classes, one network is trained on the examples of all tasks. Each method then uses the
+network in its own way in tests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Pretrained(Algorithm):
     """A network with a head over all classes of the training split, trained by cross-entropy.
 
     Where a data set has no classes, the head has the outputs of the problem, and one network is trained on the examples of
-    all tasks together, which differ in what they ask of the same input (Finn et al. 2017, section 5.1).
+    all tasks together, which have different targets for the same input (Finn et al. 2017, section 5.1).
 
     Batch normalisation: while training by the mini-batch; embeddings use the running averages of training.
 
@@ -44,17 +44,17 @@ class Pretrained(Algorithm):
         self.backbone, self.head, self.train_ways = backbone, head, train_ways
 
     def train_task(self, task: Task) -> Task:
-        """A mini-batch: of classes, in which the tested task plays no part, or else of the points of such a task."""
+        """A mini-batch of classes, whatever task is tested; without classes, a mini-batch of the examples of a task."""
         return task if self.train_ways is None else Task(self.train_ways, 1, 1)
 
     def loss(self, episodes: Episodes) -> Step:
-        """The loss over all classes, or of the problem; moves the running averages of batch normalisation.
+        """Cross-entropy over all classes, or the loss of the problem; updates the running averages of batch normalisation.
 
         Returns:
             Outputs for all examples, support and queries, with their targets.
         """
         examples, problem = episodes.support.followed_by(episodes.query), episodes.problem
-        outputs = each_alone(self._outputs, examples)  # each mini-batch is normalised by itself
+        outputs = each_alone(self._outputs, examples)  # each mini-batch is normalised separately
         targets = examples.y
         if self.train_ways is not None:
             targets, problem = episodes.classes.gather(1, targets), Classification(outputs.shape[-1])
@@ -68,7 +68,7 @@ class Pretrained(Algorithm):
         return self.head(features)
 
     def seen(self, features: Tensor) -> None:
-        """Take note of the features ``[B, D]`` of a training mini-batch."""
+        """Called with the features ``[B, D]`` of every training mini-batch; here it does nothing."""
 
     @torch.no_grad()
     def predict(self, episodes: Episodes) -> Tensor:
@@ -82,12 +82,12 @@ class Pretrained(Algorithm):
 
 
 class ClassHead(nn.Module):
-    """A head over the classes of a training split, which a test on any data set can be given without knowing their number.
+    """A head over the classes of a training split, which loads saved weights of any number of classes.
 
     Args:
         features: D.
         classes: of the training split.
-        bias: whether each class has one.
+        bias: whether each class has a bias.
     """
 
     bias: nn.Parameter | None
@@ -103,7 +103,7 @@ class ClassHead(nn.Module):
         """Logits ``[B, classes]``."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load as many classes as there are: a test on another data set knows only how many that one has."""
+        """Load as many classes as were saved: a test on another data set knows only the classes of its own training split."""
         for name, parameter in self.named_parameters():
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor) and saved.shape[1:] == parameter.shape[1:] and saved.shape != parameter.shape:

@@ -1,4 +1,4 @@
-"""What methods that adapt to a task in steps share: options, engine, predictions, their scores after each number of steps."""
+"""What methods that adapt to a task in steps share: options, engine, predictions, and scores after each number of steps."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class StepOptions(TypedDict, total=False):
     """Options of every method that adapts to a task in steps.
 
     Args:
-        test_inner_steps: steps in `predict`; of a list, the largest gives the prediction; None (default): as while training.
+        test_inner_steps: steps in `predict`; of a list, the largest gives the prediction; None (default): as in training.
         augment_support: ``none`` (default), ``shift``, ``affine`` or ``flip``, see `fsl_cli.episodes.augmentation`.
-        augment_copies: changed copies of each support image, >= 1 (default).
+        augment_copies: changed copies of each support image, >= 1, default 1.
     """
 
     test_inner_steps: TestSteps
@@ -39,11 +39,11 @@ class StepOptions(TypedDict, total=False):
 
 
 class DescentOptions(StepOptions, total=False):
-    """`StepOptions`, and those of methods whose steps are taken by an update rule.
+    """`StepOptions`, and those of methods whose steps follow an update rule.
 
     Args:
         inner_optimizer: ``sgd`` (default), ``momentum`` or ``adam``, see `fsl_cli.inner.update_rules`.
-        inner_weight_decay: times the weight, added to the inner gradient, >= 0 (default).
+        inner_weight_decay: times the weights, added to the inner gradient, >= 0, default 0.
     """
 
     inner_optimizer: InnerOptimizer
@@ -53,13 +53,13 @@ class DescentOptions(StepOptions, total=False):
 class StepLearner(Algorithm):
     """An algorithm whose prediction depends on how many steps it adapts.
 
-    Its constructor calls `set_steps`, and `set_engine` at its end.
+    The constructor of a method calls `set_steps`, and `set_engine` as its last statement.
 
     Attributes:
         test_steps: numbers of steps in tests, ascending; the last one gives the prediction.
-        rule: how a step uses a gradient.
+        rule: the update rule of the steps.
         augmentation: kind and number of changed copies of the support images.
-        learn2learn: whether the inner loop is one that learn2learn can run as well.
+        learn2learn: whether learn2learn can run the inner loop of this method.
     """
 
     masks = True
@@ -69,14 +69,14 @@ class StepLearner(Algorithm):
     learn2learn: bool = False
 
     def set_steps(self, steps: int, *, transductive: bool, **options: Unpack[DescentOptions]) -> None:
-        """Take the options; ``steps`` is the number of steps in tests where they do not give one."""
+        """Store the options; ``steps`` is the number of steps in tests if ``test_inner_steps`` is None."""
         self.test_steps = steps_in_test(options.get("test_inner_steps"), steps)
         self.rule = update_rule(options.get("inner_optimizer", "sgd"), options.get("inner_weight_decay", 0.0))
         self.augmentation = options.get("augment_support", "none"), options.get("augment_copies", 1)
         self.transductive = transductive
 
     def set_engine(self, engine: EngineName, ways: int) -> None:
-        """Choose how tasks are run.
+        """Choose the engine that runs the tasks.
 
         Raises:
             FslError: the engine cannot run this inner loop.
@@ -89,7 +89,7 @@ class StepLearner(Algorithm):
             self._tasks_of = tasks_engine(engine, inner)
 
     def example_problems(self, shape: tuple[int, ...]) -> list[FslError]:
-        """Only images can be augmented."""
+        """An augmentation of examples that are not images."""
         kind, _ = self.augmentation
         if kind == "none" or len(shape) == 3:
             return []
@@ -97,19 +97,19 @@ class StepLearner(Algorithm):
 
     @abstractmethod
     def inner_loop(self, ways: int) -> InnerLoop:
-        """The inner loop of a task of ``ways`` classes."""
+        """The inner loop of a task of ``ways`` classes, or of as many outputs."""
 
     def descent(self, net: Classifier, lr: float) -> InnerLoop:
-        """An inner loop that moves all weights of ``net`` by steps of one size; inner gradients are constants."""
+        """An inner loop that adapts all weights of ``net`` with one step size; inner gradients are constants."""
         sizes = [dict.fromkeys((name for name, _ in net.named_parameters()), lr)]
         return InnerLoop(net, "all", sizes, first_order=True, transductive=self.transductive, rule=self.rule)
 
     def tasks(self, episodes: Episodes) -> TaskBatch:
-        """The tasks of the episodes, augmented, before the first step."""
+        """The tasks of the augmented episodes, before the first step."""
         return self._tasks_of(self.inner_loop(episodes.problem.outputs), self.augmented(episodes))
 
     def augmented(self, episodes: Episodes) -> Episodes:
-        """The episodes with changed copies of their support images."""
+        """The episodes with the changed copies of their support images that the options ask for."""
         return with_augmented_support(episodes, *self.augmentation)
 
     def outputs_after(self, episodes: Episodes, steps: Sequence[int]) -> Tensor:
