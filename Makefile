@@ -21,7 +21,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxpr
 help: ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## create .venv with everything in it (a second call is instant)
+setup: $(READY) ## create .venv with everything in it; TORCH=cpu: without the libraries of CUDA
 
 demo: $(READY) ## train on the embedded glyphs and print the test accuracy (no download)
 	@folder=outputs/demo/$$(date +%Y-%m-%d_%H-%M-%S); \
@@ -47,7 +47,13 @@ clean: ## remove .venv, tools and caches (runs in outputs/ stay)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml | $(UV)
+ifdef TORCH
+	@$(UV) venv --quiet --allow-existing $(VENV)
+	@env VIRTUAL_ENV=$(VENV) UV_COMPILE_BYTECODE=1 \
+	$(UV) pip install --no-progress --torch-backend=$(TORCH) -e '.[learn2learn]' --group dev
+else
 	@env -u VIRTUAL_ENV UV_COMPILE_BYTECODE=1 $(UV) sync --no-progress --extra learn2learn
+endif
 	@$(BIN)/python -m compileall -q fsl_cli
 	@touch $@
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -37,3 +41,24 @@ def test_makefile_and_pyproject_ask_for_the_same_uv():
     required = re.search(r'required-version = ">=(\d+)\.(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
     assert required
     assert "{}.{}.{} or later".format(*required.groups()) in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"),
+    [("0.4.30", False), ("0.8.9", False), ("0.8.10", True), ("0.13.9", True), ("1.0.0", True), (None, False)],
+)
+def test_make_setup_takes_the_uv_on_the_path_if_it_is_new_enough(version, taken, tmp_path):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(f"#!/bin/sh\necho 'uv {version} (abc 2025-01-01)'\n")
+    uv.chmod(0o755 if version else 0o644)
+    environment = {**os.environ, "PATH": f"{uv.parent}{os.pathsep}{os.defpath}"}
+    plan, without_cuda = (
+        subprocess.run(["make", "-n", "setup", *words], cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+        for words in ([], ["TORCH=cpu"])
+    )
+    assert f"UV_COMPILE_BYTECODE=1 {uv if taken else '.tools/bin/uv'} sync" in plan
+    assert ("fetching uv" in plan) is not taken
+    assert "pip install --no-progress --torch-backend=cpu -e '.[learn2learn]' --group dev" in without_cuda
