@@ -64,10 +64,10 @@ class DNC(CellLearner):
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
-        hidden: units of the LSTM controller.
-        slots: rows of the memory; about as many images fit in, unless free gates have learned to open.
-        width: numbers in a row.
-        read_heads: how many.
+        hidden: units of the LSTM controller, >= 1.
+        slots: rows of the memory, >= 1; it holds about as many images, unless the free gates have learned to open.
+        width: numbers per row, >= 1.
+        read_heads: number of read heads, >= 1.
         options: see `CellOptions`.
     """
 
@@ -146,20 +146,20 @@ class DNCCell(Cell):
 
 
 def used(usage: Tensor, write_weights: Tensor, read_weights: Tensor, free: Tensor) -> Tensor:
-    """Usage ``[B, M]`` of the rows after a write ``[B, M]``, less what reads ``[B, R, M]`` set free, with gates ``[B, R]``."""
+    """Usage ``[B, M]`` of the rows after a write ``[B, M]``, reduced by reads ``[B, R, M]`` with free gates ``[B, R]``."""
     retained = (1 - free.unsqueeze(-1) * read_weights).prod(1)
     return (usage + write_weights - usage * write_weights) * retained
 
 
 def allocation(usage: Tensor) -> Tensor:
-    """Where there is room: weights ``[B, M]`` of the rows, from their usage ``[B, M]`` in 0..1."""
+    """Allocation weights ``[B, M]`` of the rows, from their usage ``[B, M]`` in 0..1."""
     ascending, rows = usage.sort(dim=1, stable=True)
     before = torch.cat([torch.ones_like(usage[:, :1]), ascending[:, :-1]], 1).cumprod(1)
     return torch.zeros_like(usage).scatter(1, rows, (1 - ascending) * before)
 
 
 def linked(links: Tensor, precedence: Tensor, write_weights: Tensor) -> Tensor:
-    """Links ``[B, M, M]`` after a write ``[B, M]``: how far row i was written right after row j; ``precedence [B, M]``."""
+    """Links ``[B, M, M]`` after a write ``[B, M]``: how much row i was written right after row j; ``precedence [B, M]``."""
     row, column = write_weights.unsqueeze(2), write_weights.unsqueeze(1)
     links = (1 - row - column) * links + row * precedence.unsqueeze(1)
     return links * (1 - torch.eye(links.shape[1], dtype=links.dtype, device=links.device))
@@ -170,7 +170,7 @@ def read_from(modes: Tensor, before: Tensor, content: Tensor, links: Tensor) -> 
 
     Args:
         modes: ``[B, R, 3]``, backward, content, forward; they sum to one.
-        before: read weights of the step before, ``[B, R, M]``.
+        before: read weights of the previous step, ``[B, R, M]``.
         content: ``[B, R, M]``.
         links: ``[B, M, M]``.
     """

@@ -56,11 +56,11 @@ from fsl_cli.statistics.classification import cross_entropy
 
 
 class IMP(EmbeddingLearner):
-    """Meta-learns an embedding in which a class is a few Gaussian clusters of one learned variance.
+    """Meta-learns an embedding in which a class consists of a few Gaussian clusters with one learned variance.
 
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
-        sigma: variance of a cluster where learning starts, > 0.
+        sigma: initial variance of a cluster, > 0.
         alpha: concentration of the Dirichlet process, > 0; at 1 and above the threshold may be 0 or less, and then every
             image is a cluster.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
@@ -90,7 +90,7 @@ class IMP(EmbeddingLearner):
         return Step(cross_entropy(logits, episodes.query.y, episodes.query.mask).mean(), logits.detach(), metrics)
 
     def classify(self, episodes: Episodes) -> Tensor:
-        """Log likelihood of the closest cluster of each class, up to a constant."""
+        """Log likelihood of the closest cluster of each class, up to a constant per query."""
         return self._inferred(episodes)[0]
 
     def _inferred(self, episodes: Episodes) -> tuple[Tensor, Mixture, Tensor]:
@@ -146,7 +146,7 @@ def infer_clusters(
     log_z = F.log_softmax(log_density, dim=2)
     if mask is not None:
         log_z = log_z.masked_fill(~mask.unsqueeze(2), -math.inf)
-    share = torch.softmax(log_z.masked_fill(~exists.unsqueeze(1), 0.0), dim=1)  # z_ic / sum_i z_ic, also of tiny z
+    share = torch.softmax(log_z.masked_fill(~exists.unsqueeze(1), 0.0), dim=1)  # z_ic / sum_i z_ic, exact for tiny z as well
     return Mixture(share.transpose(1, 2) @ support, labels, exists, threshold)
 
 
@@ -157,7 +157,7 @@ def cluster_threshold(means: Tensor, sigma: Tensor, alpha: float) -> Tensor:
 
 
 def opened(points: Tensor, labels: Tensor, means: Tensor, threshold: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Which points open a cluster when they are visited in order.
+    """Which points become the centre of a new cluster when they are visited in order.
 
     Args:
         points: ``[T, S, D]``.

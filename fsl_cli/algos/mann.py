@@ -65,12 +65,12 @@ class MANN(CellLearner):
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
-        hidden: units of the LSTM controller.
-        slots: rows of the memory, at least ``heads``; every image takes ``heads`` rows, so 128 with 4 heads hold 32 images.
-        width: numbers in a row.
-        heads: how many read, and write.
-        decay: of the usage of a row per step, in 0..1.
-        key_strength: whether the controller says how sharply a head focuses, see the module's docstring.
+        hidden: units of the LSTM controller, >= 1.
+        slots: rows of the memory, at least ``heads``; every image takes ``heads`` rows: with 4 heads, 128 rows hold 32 images.
+        width: numbers per row, >= 1.
+        heads: number of heads, each of which reads and writes, >= 1.
+        decay: of the usage of a row per step, between 0 and 1.
+        key_strength: whether the controller sets how sharply a head focuses, see the module's docstring.
         options: see `CellOptions`.
 
     Raises:
@@ -143,7 +143,7 @@ class MANNCell(Cell):
 
 
 def least_used(usage: Tensor, n: int) -> Tensor:
-    """1 at the ``n`` rows of the smallest usage ``[B, M]``, 0 elsewhere (eq. 6); of equals the first."""
+    """1 at the ``n`` rows of the smallest usage ``[B, M]``, 0 elsewhere (eq. 6); among equal rows the first ones."""
     rows = usage.detach().argsort(dim=1, stable=True)[:, :n]
     return torch.zeros_like(usage).scatter(1, rows, 1.0)
 

@@ -56,10 +56,10 @@ class MatchingNet(EmbeddingLearner):
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, features]``.
         features: width of the backbone's output.
-        scale: factor s of the cosine, or where it starts, > 0.
+        scale: factor s of the cosine, > 0; the initial value if it is learned.
         learn_scale: whether s is learned.
         fce: full context embeddings, see the module's docstring; without them there are no LSTMs.
-        processing_steps: K of the attention LSTM, with ``fce``.
+        processing_steps: K, how many times the attention LSTM processes a query, >= 1; used with ``fce``.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
@@ -83,7 +83,7 @@ class MatchingNet(EmbeddingLearner):
         self.embeds = self.embeds and not fce  # the order of the support set is drawn for an episode
 
     def learned(self) -> dict[str, Tensor]:
-        """The factor of the cosine."""
+        """``scale``, the factor of the cosine."""
         return {"scale": self.log_scale.detach().exp()}
 
     def compare(self, episodes: Episodes, support: Tensor, query: Tensor) -> Tensor:
@@ -118,11 +118,11 @@ class FullContext(nn.Module):
         super().__init__()
         self.processing_steps = processing_steps
         self.over_support = nn.LSTM(features, features, batch_first=True, bidirectional=True)
-        # [h, r] is multiplied by one matrix: to the cell h is its state, and r stands next to the input.
+        # A cell multiplies [h, r] by one matrix: h is its state, so r is appended to the input.
         self.over_steps = nn.LSTMCell(2 * features, features)
 
     def forward(self, support: Tensor, query: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed g' ``[T, S, D]`` and f' ``[T, B, D]`` in context; ``order`` int64 ``[T, S]``, in which S is read."""
+        """Embed g' ``[T, S, D]`` and f' ``[T, B, D]`` in context; ``order``, int64 ``[T, S]``, of the support set."""
         g = self.support_in_context(support, order)
         return g, self.query_in_context(query, g)
 

@@ -52,8 +52,8 @@ class MetaOptNet(EmbeddingLearner):
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
         penalty: C, > 0.
         ridge: added to the diagonal of the kernel matrix, > 0.
-        init_scale: where gamma starts, > 0.
-        label_smoothing: e, in 0..1.
+        init_scale: initial value of gamma, > 0.
+        label_smoothing: e, in 0..1, less than 1.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
@@ -75,14 +75,14 @@ class MetaOptNet(EmbeddingLearner):
         self.scale = nn.Parameter(torch.tensor(float(init_scale)))
 
     def query_loss(self, logits: Tensor, query: Examples) -> Tensor:
-        """Cross-entropy with 1 - e on the right class and e / (N-1) on each other one."""
+        """Cross-entropy with the target 1 - e for the right class and e / (N-1) for each other class."""
         log_p = logits.log_softmax(-1)
         right = log_p.gather(-1, query.y.unsqueeze(-1)).squeeze(-1)
         e = self.label_smoothing
         return -((1 - e) * right + e / (logits.shape[-1] - 1) * (log_p.sum(-1) - right)).mean()
 
     def learned(self) -> dict[str, Tensor]:
-        """Gamma."""
+        """``scale``, gamma."""
         return {"scale": self.scale.detach()}
 
     def classify(self, episodes: Episodes) -> Tensor:

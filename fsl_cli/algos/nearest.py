@@ -45,8 +45,8 @@ class Nearest(Algorithm):
 
     Args:
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
-        space: pixels or network, what distances are measured between.
-        compare: mean or image, see the module's docstring.
+        space: where distances are measured: between ``pixels`` or features of the untrained ``network``.
+        compare: with the ``mean`` of each class or with its nearest ``image``.
     """
 
     masks = True
@@ -58,7 +58,7 @@ class Nearest(Algorithm):
         self.backbone, self.space, self.compare = backbone, space, compare
 
     def loss(self, episodes: Episodes) -> Step:
-        """Cross-entropy of the queries, without a graph: nothing is learned."""
+        """Cross-entropy of the queries, which needs no gradient: nothing is learned."""
         logits = self.predict(episodes)
         return Step(cross_entropy(logits, episodes.query.y, episodes.query.mask).mean(), logits)
 
@@ -85,6 +85,6 @@ class Nearest(Algorithm):
 
 
 def _squared_distances(one: Tensor, other: Tensor) -> Tensor:
-    """``[T, B, D]`` and ``[T, M, D]`` to ``[T, B, M]``, without the ``[T, B, M, D]`` differences: pixels are many."""
+    """``[T, B, D]`` and ``[T, M, D]`` to ``[T, B, M]``, without storing the ``[T, B, M, D]`` differences."""
     with full_precision(one, other) as (one, other):
         return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").square()

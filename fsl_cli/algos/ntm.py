@@ -58,10 +58,10 @@ class NTM(CellLearner):
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
-        hidden: units of the LSTM controller.
-        slots: rows of the memory.
-        width: numbers in a row.
-        read_heads: how many.
+        hidden: units of the LSTM controller, >= 1.
+        slots: rows of the memory, >= 3.
+        width: numbers per row, >= 1.
+        read_heads: number of read heads, >= 1.
         options: see `CellOptions`.
     """
 
@@ -82,7 +82,7 @@ class NTM(CellLearner):
 
 
 class Head(NamedTuple):
-    """How H heads attend: ``key [B, H, W]``, ``shift [B, H, 3]``, the others ``[B, H]``."""
+    """Parameters of the attention of H heads: ``key [B, H, W]``, ``shift [B, H, 3]``, the others ``[B, H]``."""
 
     key: Tensor
     strength: Tensor
@@ -109,10 +109,10 @@ class NTMCell(Cell):
         aligned(self.interface, hidden, features, keys, [self.heads * per_head + width], width)
         with torch.no_grad():
             each = self.interface.bias[: self.heads * per_head].view(self.heads, per_head)[:, width:]
-            #                       strength gate  shifts: back, stay, on  sharpness
-            each[0] = torch.tensor([0.0, -3.0, 0.0, 0.0, 3.0, 3.0])  # writes one row after the other
-            each[1:] = torch.tensor([8.0, 3.0, 0.0, 3.0, 0.0, 0.0])  # reads what resembles the image
-            self.interface.bias[self.heads * per_head :][:width] = -3  # erases little
+            #                       strength gate  shifts: back, stay, forward  sharpness
+            each[0] = torch.tensor([0.0, -3.0, 0.0, 0.0, 3.0, 3.0])  # write head: one row after the other
+            each[1:] = torch.tensor([8.0, 3.0, 0.0, 3.0, 0.0, 0.0])  # read heads: rows that resemble the image
+            self.interface.bias[self.heads * per_head :][:width] = -3  # little is erased
 
     def start(self, count: int) -> State:
         """Almost empty memory, every head on row 0."""
@@ -140,7 +140,7 @@ class NTMCell(Cell):
 
 
 def _head(told: Tensor, width: int) -> Head:
-    """From what the controller tells the heads, ``[B, H, W + 6]``."""
+    """From the outputs of the controller for the heads, ``[B, H, W + 6]``."""
     key, strength, gate, shift, sharpness = told.split([width, 1, 1, 3, 1], -1)
     return Head(
         key.tanh(),
@@ -152,7 +152,7 @@ def _head(told: Tensor, width: int) -> Head:
 
 
 def address(head: Head, memory: Tensor, before: Tensor) -> Tensor:
-    """Weights ``[B, H, M]`` of heads, from memory ``[B, M, W]`` and their weights at the step before ``[B, H, M]``."""
+    """Weights ``[B, H, M]`` of heads, from memory ``[B, M, W]`` and their weights at the previous step, ``[B, H, M]``."""
     content = content_weights(head.key, head.strength, memory)
     gate = head.gate.unsqueeze(-1)
     return sharpen(shifted(gate * content + (1 - gate) * before, head.shift), head.sharpness)
@@ -165,7 +165,7 @@ def shifted(weights: Tensor, shift: Tensor) -> Tensor:
 
 
 def sharpen(weights: Tensor, sharpness: Tensor) -> Tensor:
-    """Weights ``[B, H, M]`` to the power ``[B, H]``, normalised (eq. 9); in logarithms, where powers do not vanish."""
+    """Weights ``[B, H, M]`` to the power ``[B, H]``, normalised (eq. 9); computed in logarithms, to avoid underflow."""
     return (sharpness.unsqueeze(-1) * weights.clamp_min(_TINY).log()).softmax(-1)
 
 

@@ -39,11 +39,11 @@ Distance = Literal["sqeuclidean", "cosine"]
 
 
 class ProtoNet(EmbeddingLearner):
-    """Meta-learns an embedding in which classes lie around their mean.
+    """Meta-learns an embedding in which the images of a class lie around their mean.
 
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
-        distance: see the module's docstring.
+        distance: ``sqeuclidean`` or ``cosine``, see the module's docstring.
         scale: factor of the logits, > 0.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
         options: see `EmbeddingOptions`.

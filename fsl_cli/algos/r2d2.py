@@ -47,8 +47,8 @@ class R2D2(EmbeddingLearner):
 
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
-        init_lambda: where lambda starts, > 0.
-        init_alpha: where alpha starts, > 0.
+        init_lambda: initial value of lambda, > 0.
+        init_alpha: initial value of alpha, > 0.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
@@ -67,7 +67,7 @@ class R2D2(EmbeddingLearner):
         self.log_alpha = nn.Parameter(torch.tensor(math.log(init_alpha)))
 
     def learned(self) -> dict[str, Tensor]:
-        """Lambda and alpha."""
+        """``lambda`` and ``alpha``."""
         return {"lambda": self.log_lambda.detach().exp(), "alpha": self.log_alpha.detach().exp()}
 
     def classify(self, episodes: Episodes) -> Tensor:

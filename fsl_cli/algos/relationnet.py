@@ -57,9 +57,9 @@ class RelationNet(EmbeddingLearner):
     Args:
         backbone: images ``[B, C, H, W]`` to features, see `FeatureMaps`.
         image_shape: ``(C, H, W)``.
-        filters: output channels of the blocks of the relation module.
-        hidden: units of its hidden layer.
-        combine: what a class is of the maps of its shots.
+        filters: output channels of the blocks of the relation module, >= 1.
+        hidden: units of its hidden layer, >= 1.
+        combine: how the maps of the shots of a class are combined: ``sum`` or ``mean``.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
@@ -153,7 +153,7 @@ def _convolution(inputs: int, outputs: int, height: int, width: int) -> nn.Conv2
 
 
 def _after_convolution(filters: int, height: int, width: int) -> tuple[nn.Module, int, int]:
-    """The rest of a block, and the size of the maps that it gives."""
+    """The layers of a block after its convolution, and the size of their output maps."""
     layers = [BatchNorm(filters), nn.ReLU()]
     if min(height, width) < 2:
         return nn.Sequential(*layers), height, width

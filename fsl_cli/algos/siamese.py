@@ -46,12 +46,12 @@ from fsl_cli.algos.common.prototypes import of_each_class
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 
-_START = 30.0  # log odds that a mean absolute difference of 1 takes away from the start
-_USUAL_DIFFERENCE = 0.3  # mean absolute difference of conv4's untrained features: there p starts at 1/2
+_START = 30.0  # initial decrease of the log odds for a mean absolute difference of 1
+_USUAL_DIFFERENCE = 0.3  # mean absolute difference of conv4's untrained features: there p is 1/2 at the start
 
 
 class Siamese(EmbeddingLearner):
-    """Meta-learns an embedding and a weighted distance that tells same from different.
+    """Meta-learns an embedding and a weighted distance that tells images of the same class from others.
 
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, features]``.
@@ -100,12 +100,12 @@ class Siamese(EmbeddingLearner):
 
 
 def balanced_mean(values: Tensor, same: Tensor, different: Tensor) -> Tensor:
-    """Mean over the pairs of each episode in which same and different pairs weigh half each.
+    """Mean over the pairs of each episode, where same and different pairs each have half of the weight.
 
     Args:
         values: ``[T, B, S]``.
-        same: bool ``[T, B, S]``, the pairs of one class, some in every episode.
-        different: bool ``[T, B, S]``, the other pairs, some in every episode.
+        same: bool ``[T, B, S]``, the pairs of one class, at least one in every episode.
+        different: bool ``[T, B, S]``, the other pairs, at least one in every episode.
 
     Returns:
         ``[T]``.

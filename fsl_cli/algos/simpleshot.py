@@ -47,8 +47,8 @@ class SimpleShot(Pretrained):
         backbone: images ``[B, C, H, W]`` to features ``[B, features]``.
         features: width of the backbone's output.
         classes: of the training split.
-        transform: see the module's docstring.
-        train_ways: classes of a training mini-batch, two images each.
+        transform: ``un``, ``l2n`` or ``cl2n``, see the module's docstring.
+        train_ways: classes of a training mini-batch, two images each, >= 2.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SimpleShot(Pretrained):
         self.center = RunningMean(features)
 
     def seen(self, features: Tensor) -> None:
-        """Move the mean feature."""
+        """Update the mean feature."""
         self.center.move(features)
 
     def classify(self, episodes: Episodes) -> Tensor:

@@ -48,13 +48,13 @@ from fsl_cli.statistics.classification import cross_entropy
 
 
 class Branches(NamedTuple):
-    """Q sequences that differ in their last position: ``support [T, S, C]`` and the last positions ``query [T, Q, C]``."""
+    """Q sequences that differ only in their last position: ``support [T, S, C]`` and last positions ``query [T, Q, C]``."""
 
     support: Tensor
     query: Tensor
 
     def append(self, support: Tensor, query: Tensor) -> Branches:
-        """With more channels."""
+        """Append channels."""
         return Branches(torch.cat([self.support, support], -1), torch.cat([self.query, query], -1))
 
 
@@ -65,8 +65,8 @@ class SNAIL(SequenceLearner):
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
-        shots: the temporal convolutions reach over sequences of ``ways * shots + 1``.
-        filters: channels of a dense block.
+        shots: of the trained task, >= 1: the temporal convolutions reach over ``ways * shots + 1`` positions.
+        filters: channels of a dense block of the temporal convolutions, >= 1.
         options: see `SequenceOptions`.
     """
 
@@ -124,7 +124,7 @@ class DenseBlock(nn.Module):
 
     Args:
         channels: of the input.
-        dilation: how far the earlier position is back.
+        dilation: distance to the earlier position.
         filters: channels that are appended.
     """
 
@@ -135,9 +135,9 @@ class DenseBlock(nn.Module):
         self.back = nn.Linear(channels, 2 * filters, bias=False)
 
     def forward(self, both: Branches) -> Branches:
-        """Every position sees itself and that of the support set ``dilation`` before, zero before the start."""
+        """Every position sees itself and the support position ``dilation`` steps before, zeros before the start."""
         positions = both.support.shape[1]
-        # What each of the S + 1 positions finds: nothing, or a position of the support set.
+        # The earlier position of each of the S + 1 positions: zeros, or a position of the support set.
         back = F.pad(self.back(both.support[:, : max(0, positions + 1 - self.dilation)]), (0, 0, self.dilation, 0))
         back = back[:, : positions + 1]
         return both.append(
@@ -160,7 +160,7 @@ class AttentionBlock(nn.Module):
         self.value = nn.Linear(channels, values)
 
     def forward(self, both: Branches) -> Branches:
-        """Every position attends to itself and to those of the support set before it."""
+        """Every position attends to itself and to the support positions before it."""
         key, value = self.key(both.support), self.value(both.support)
         scale = key.shape[-1] ** -0.5
         future = torch.ones(key.shape[1], key.shape[1], dtype=torch.bool, device=key.device).triu(1)

@@ -9,8 +9,8 @@ s >= 0 and u of the sums, a is optimal where
 
     K a - Y + z + u 1^T = 0,    s z = 0,    sum_k a_ik = 0,    s, z >= 0.
 
-An interior-point method follows s z = m for m to 0 (the central path) with Mehrotra's predictor and corrector (Mehrotra
-1992), from a point that fulfils the other equations, which are linear and therefore stay fulfilled. Its Newton systems have
+An interior-point method follows s z = m for m towards 0 (the central path) with Mehrotra's predictor and corrector (Mehrotra
+1992), from a point that satisfies the other equations, which are linear and therefore stay satisfied. Its Newton systems have
 one block K + diag(z_k / s_k) per class, coupled only by the sums: N matrices ``B x B`` instead of one ``N*B x N*B``.
 
 It ends at a tiny m > 0, where a is a smooth function of K, and the implicit function theorem gives its derivative.
@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_STEPS = 25  # at most: enough for embeddings of any size, see the tests
+_STEPS = 25  # at most; enough for embeddings of any size, see the tests
 _PATH_END = 1e-10  # s z at the solution, as a fraction of C
-_STAY_INSIDE = 0.995  # of the way to where a slack or a multiplier becomes zero
+_STAY_INSIDE = 0.995  # fraction of the step at which a slack or a multiplier would become zero
 
 
 def dual_variables(kernel: Tensor, labels: Tensor, ways: int, penalty: float) -> Tensor:
@@ -41,7 +41,7 @@ def dual_variables(kernel: Tensor, labels: Tensor, ways: int, penalty: float) ->
     Returns:
         a, ``[T, B, N]``, of the type of ``kernel`` and differentiable with respect to it.
     """
-    exact = kernel.to(torch.float32 if kernel.device.type == "mps" else torch.float64)  # all that mps has
+    exact = kernel.to(torch.float32 if kernel.device.type == "mps" else torch.float64)  # mps has no float64
     with torch.no_grad():
         state = _start(exact, F.one_hot(labels, ways).to(exact), penalty)
         for _ in range(_STEPS):
@@ -49,7 +49,7 @@ def dual_variables(kernel: Tensor, labels: Tensor, ways: int, penalty: float) ->
             if (state.s * state.z).max() < 2 * penalty * _PATH_END:
                 break
         newton = _Newton.at(exact, state)
-    # One more Newton step, with the derivative: there da = -P(dK a), and P does not need one, since it meets a zero.
+    # One more Newton step carries the derivative da = -P(dK a); P itself is a constant, because it is applied to zero.
     return (state.a - newton.solve(exact @ state.a - state.targets + state.z + state.u)).to(kernel.dtype)
 
 
@@ -92,7 +92,7 @@ class _Newton:
 
 
 def _start(kernel: Tensor, targets: Tensor, penalty: float) -> _State:
-    """Equal slacks, and multipliers between d and 2 d that fulfil the first equation."""
+    """Equal slacks, and multipliers between d and 2 d that satisfy the first equation."""
     s = torch.full_like(targets, penalty / targets.shape[-1])
     a = penalty * targets - s
     z_and_u = targets - kernel @ a
@@ -119,7 +119,7 @@ def _step(kernel: Tensor, state: _State, path_end: float) -> _State:
     da, dz = direction(centre - product + da * dz)
     length = (_STAY_INSIDE * _length(state, da, dz)).where(_length(state, da, dz) < 1, 1)
     a, z = a + length * da, z + length * dz
-    # u from the first equation, so that rounding does not add up.
+    # u from the first equation, so that rounding errors do not accumulate.
     u = (state.targets - kernel @ a - z).mean(-1, keepdim=True)
     return _State(a, s - length * da, z, u, state.targets)
 
