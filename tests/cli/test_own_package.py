@@ -161,3 +161,13 @@ def test_several_processes_find_it(package: Path, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert results(tmp_path / "run")["algo"] == "mine"
+
+
+@pytest.mark.slow
+def test_jobs_of_a_launcher_find_it(package: Path, fsl: Run, tmp_path: Path):
+    words = ("algo=mine", "dataset=ours", "backbone=wide", "train.iterations=2", "train.val_episodes=2", "eval.episodes=4")
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    swept = fsl("train", "-m", "seed=0,1", *words, "wandb.mode=disabled", *launcher)
+    assert swept.code == 0, swept.err
+    for job in "01":
+        assert results(tmp_path / "sweep" / job)["algo"] == "mine"
