@@ -37,7 +37,7 @@ def _exit_code(words: list[str]) -> int:
         return 2
     except FslError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe has gone, as with `fsl ls | head -1`

@@ -7,13 +7,18 @@ from collections.abc import Iterable, Sequence
 
 
 class FslError(Exception):
-    """A problem the user can act on: printed as one line, exit code 2, no traceback.
+    """A problem the user can act on: printed as one line, no traceback.
 
     Args:
         what: what is wrong, with the offending value.
         where: the option, file or folder it was found in.
         hint: the valid values, or what to do next.
+
+    Attributes:
+        exit_code: of the program that ends with it.
     """
+
+    exit_code = 2
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
@@ -36,6 +41,18 @@ def keep_traceback(error: Exception) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="fsl-error-", suffix=".log", delete=False) as file:
         traceback.print_exception(type(error), error, error.__traceback__, file=file)
     return f"unexpected {type(error).__name__}: {first_line(error)} (traceback: {file.name})"
+
+
+class UnexpectedError(FslError):
+    """A failure that is not the user's to solve; it names the file that holds the traceback."""
+
+    exit_code = 1
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return UnexpectedError, (self.what,)
 
 
 class Problems(FslError):

@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -60,7 +62,7 @@ def images() -> tuple[str, ClassImages, ClassImages, ClassImages]:
 
 def machine(used: hardware.Hardware, dataset: str) -> dict[str, Any]:
     """Where it was measured."""
-    found = environment.describe(used.device)
+    found = environment.describe(used.device, shlex.join(sys.argv))
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsl_cli.settings.compose import Composer, without_hydra
+from fsl_cli.settings.resolve import resolve
+
 SMALL = (
     "backbone=mlp",
     "backbone.widths=[16]",
@@ -55,6 +58,11 @@ def metrics(folder: Path) -> list[dict]:
     """``metrics.jsonl`` without what depends on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+
+
+def composed(*words: str) -> dict:
+    """The configuration of ``fsl train`` with these words."""
+    return resolve(without_hydra(Composer("train").compose(words)))
 
 
 def shell(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ import platformdirs
 
 from fsl_cli.errors import FslError
 from fsl_cli.results.environment import PACKAGES, git_commit, version
-from fsl_cli.results.run_folder import check_writable
+from fsl_cli.results.files import check_writable
 from fsl_cli.settings.plugins import plugins
 from fsl_cli.settings.resolve import folder
 from fsl_cli.show import console

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fsl_cli.errors import FslError, close_match
-from fsl_cli.results.run_folder import check_writable, write_text
+from fsl_cli.results.files import check_writable, write_text
 from fsl_cli.settings.conf_files import choices
 from fsl_cli.settings.plugins import VARIABLE, plugins
 from fsl_cli.show import console

@@ -10,6 +10,23 @@ from types import FrameType
 
 
 @contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does: it raises `KeyboardInterrupt`. Only the main thread can ask for that."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def held_back() -> Iterator[list[int]]:
     """Deliver SIGINT and SIGTERM after the block instead of in its middle; yields those that have come so far."""
     if threading.current_thread() is not threading.main_thread():  # signals only ever interrupt the main thread

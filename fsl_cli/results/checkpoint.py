@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fsl_cli.errors import FslError, first_line
-from fsl_cli.results.run_folder import write_atomically
+from fsl_cli.results.files import WriteFile, write_atomically
 
 FORMAT = 1
 
@@ -37,13 +37,18 @@ FREE_TO_DIFFER = (
 )
 
 
-def save(path: Path, payload: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically.
+def save(path: Path, payload: Mapping[str, Any], write: Callable[[Path, WriteFile], None] = write_atomically) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: the file.
+        payload: tensors and plain values.
+        write: how the file is written, see `RunFolder.write`.
 
     Raises:
         FslError: the folder cannot be written to.
     """
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
+    write(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -6,9 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +20,14 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy", "scipy", "wandb", "rich", "learn2learn")
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """The content of ``env.json``."""
+def describe(device: torch.device, command: str) -> dict[str, Any]:
+    """The content of ``env.json``; ``command`` is what started the run."""
     import torch  # fsl doctor uses the rest of this module to say that it is missing
 
     return {
         "fsl": version("fsl-cli"),
         "git_commit": git_commit(),
-        "command": shlex.join(sys.argv),
+        "command": command,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

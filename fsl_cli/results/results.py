@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsl_cli.errors import FslError
-from fsl_cli.results.run_folder import read_json
+from fsl_cli.results.files import read_json
 from fsl_cli.statistics.intervals import MeanInterval
 from fsl_cli.statistics.scores import ACCURACY, LOSS, Score
 

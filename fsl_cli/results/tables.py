@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from fsl_cli.results.run_folder import RunFolder, read_json, write_text
+from fsl_cli.results.files import read_json, write_text
+from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.show import console
 
 COLUMNS = ("run", "algo", "dataset", "ways", "shots", "seed", "episodes", "accuracy %", "± 95% CI", "mode", "state")
@@ -36,10 +38,12 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
     if error is not None:
         status = {"state": "failed", "error": error}
     state = str(status["state"])
+    if results is None and status.get("tested") is False:
+        return {**dict.fromkeys(COLUMNS, ""), **described(run.read_config()), "run": name, "state": state}
     if results is None or state == "failed":
         reason = str(status.get("error", "no results"))
-        described = {**dict.fromkeys(COLUMNS, ""), **_described(run), **status.get("task", {})}
-        return {**described, "run": name, "state": f"{state}: {reason}"}
+        known = described(run.read_config()) if run.config.is_file() else {}
+        return {**dict.fromkeys(COLUMNS, ""), **known, **status.get("task", {}), "run": name, "state": f"{state}: {reason}"}
     accuracy = results["accuracy"]
     return {
         "run": name,
@@ -53,13 +57,10 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
     }
 
 
-def _described(run: RunFolder) -> dict[str, str]:
-    """What is known of a run that has no results."""
-    if not run.config.is_file():
-        return {}
-    config = run.read_config()
-    described = {"algo": config["algo"]["name"], "dataset": config["dataset"]["name"], "seed": config["seed"]}
-    return {key: str(value) for key, value in (described | config["task"]).items() if key in COLUMNS}
+def described(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a configuration says of a run that has no results."""
+    known = {"algo": config["algo"]["name"], "dataset": config["dataset"]["name"], "seed": config["seed"]}
+    return {key: str(value) for key, value in (known | config["task"]).items() if key in COLUMNS}
 
 
 def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> str:

@@ -1,4 +1,4 @@
-"""Where metrics go: a JSON-lines file and Weights & Biases, behind one small protocol."""
+"""Where metrics go: a JSON-lines file and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -8,21 +8,61 @@ import netrc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlparse
 
 from fsl_cli.errors import FslError, first_line
-from fsl_cli.results.run_folder import write_text
+from fsl_cli.results.files import write_text
 
 
-class Tracker(Protocol):
-    """Receives what a run measures."""
+class Trackers:
+    """Everything that receives what a run measures; without W&B and a file, as in processes other than the first, nothing.
+
+    Args:
+        lines: the file, or None.
+        wandb: the W&B run, or None.
+    """
+
+    def __init__(self, lines: JsonLines | None = None, wandb: WandbRun | None = None) -> None:
+        self._lines, self._wandb = lines, wandb
+
+    @property
+    def wandb_id(self) -> str | None:
+        """What W&B calls the run."""
+        return self._wandb.run.id if self._wandb else None
+
+    @property
+    def where(self) -> str:
+        """Where the run can be looked at."""
+        return self._wandb.where if self._wandb else ""
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
         """Record metrics of an iteration."""
+        for each in (self._lines, self._wandb):
+            if each:
+                each.log(iteration, values)
+
+    def picture(self, iteration: int, name: str, png: Path) -> None:
+        """Record a picture."""
+        if self._wandb:
+            self._wandb.picture(iteration, name, png)
+
+    def test(self, iteration: int, values: Mapping[str, float], summary: Mapping[str, Any]) -> None:
+        """Record the test: one point of each value, and the summary of the run; ``results.json`` holds the same."""
+        if self._wandb:
+            self._wandb.log(iteration, values)
+            self._wandb.summarise(summary)
+
+    def checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Keep a checkpoint as an artifact."""
+        if self._wandb:
+            self._wandb.checkpoint(path, metadata)
 
     def finish(self, exit_code: int) -> None:
-        """Close the tracker; 0 means success."""
+        """Close everything; 0 means success."""
+        for each in (self._lines, self._wandb):
+            if each:
+                each.finish(exit_code)
 
 
 class JsonLines:

@@ -13,14 +13,17 @@ import torch
 
 from fsl_cli.compute import processes
 from fsl_cli.compute.signals import held_back
+from fsl_cli.datasets.dataset import SplitName
 from fsl_cli.episodes.sampler import Sampler
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
-from fsl_cli.results import checkpoint, environment
-from fsl_cli.results.run_folder import RunFolder, already_holds_a_run
-from fsl_cli.results.tracking import JsonLines, WandbRun
+from fsl_cli.results import checkpoint
+from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.results.tracking import JsonLines, Trackers, WandbRun
 from fsl_cli.run import meta_test as report
+from fsl_cli.run.lifecycle import Life
 from fsl_cli.run.parts import Parts, assemble, build_optimizer
+from fsl_cli.run.plan import Job
 from fsl_cli.settings.schema import Settings
 from fsl_cli.show import console
 from fsl_cli.show.pictures import draw_episode
@@ -29,88 +32,98 @@ from fsl_cli.training import Hooks, Training
 
 
 class Experiment:
-    """A training run: its folder, its parts and its trackers.
+    """A training run: its parts, where it starts, and its trackers.
 
     Args:
-        settings: validated settings.
-        config: the same as plain containers, to be saved.
-        folder: where everything is written.
-        group: W&B group, when the settings name none.
+        job: what to do.
+        life: the run's folder, status and log; begun by `run`.
 
     Raises:
         FslError: a part cannot be built; nothing has been written then.
     """
 
-    def __init__(self, settings: Settings, config: Mapping[str, Any], folder: RunFolder, group: str | None) -> None:
-        self.settings, self.config, self.folder, self.group = settings, config, folder, group
+    def __init__(self, job: Job, life: Life) -> None:
+        self.job, self.life, self.folder = job, life, life.folder
+        self.settings, self.config = job.settings, job.config
         self.processes = processes.current()
-        self.start = self.processes.from_first(lambda: _resume_point(settings, folder))
-        self.parts = assemble(settings, trained_ways=settings.task.ways, splits=("train", "val", "test"))
+        self.start = self.processes.from_first(lambda: _resume_point(self.settings, self.folder))
+        splits: tuple[SplitName, ...] = ("train", "val", "test") if self.settings.eval.episodes else ("train", "val")
+        self.parts = assemble(self.settings, trained_ways=self.settings.task.ways, splits=splits)
         self.training = Training(
             self.parts.algorithm,
-            build_optimizer(settings.train.optimizer, list(self.parts.algorithm.parameters())),
-            self.parts.sampler("train", settings.seed),
-            settings.train,
+            build_optimizer(self.settings.train.optimizer, list(self.parts.algorithm.parameters())),
+            self.parts.sampler("train", self.settings.seed),
+            self.settings.train,
             self.parts.hardware,
         )
-        self.validation = self.parts.sampler("val", settings.eval.seed)
+        self.validation = self.parts.sampler("val", self.settings.eval.seed)
         self.wandb_id: str | None = None
         if self.start is not None:
             self._restore(self.start)
 
-    def run(self) -> dict[str, Any]:
-        """Train, test the chosen checkpoint and write everything. Returns the content of ``results.json``."""
-        with ExitStack() as stack:
-            trackers = self.processes.together(lambda: self._open(stack) if self.processes.first else [])
-            self._train(trackers)
-            return self._test(trackers)
+    def run(self) -> dict[str, Any] | None:
+        """Train, test the chosen checkpoint and write everything.
 
-    def _open(self, stack: ExitStack) -> list[Any]:
-        """Start the files of the run folder and the trackers, JSON lines and W&B, which ``stack`` closes."""
-        folder, settings = self.folder, self.settings
-        if self.start is None and settings.resume != "auto":  # which begins again where a run has ended without a checkpoint
-            folder.claim()
-        folder.forget_results()
-        folder.write_config(self.config)
-        folder.write_json(folder.env, environment.describe(self.parts.hardware.device))
-        folder.write_status("running", iteration=self.training.progress.iteration)
+        Returns:
+            The content of ``results.json``; None if the test split stays closed.
+        """
+        with ExitStack() as stack:
+            trackers = self.processes.together(lambda: self._open(stack))
+            self._train(trackers)
+            if self.settings.eval.episodes:
+                return self._test(trackers)
+            console.say("the test split stays closed (eval.episodes=0)")
+            return None
+
+    def _open(self, stack: ExitStack) -> Trackers:
+        """Take the folder and start the trackers, which ``stack`` closes."""
+        # resume=auto begins anew where an earlier run has ended before its first checkpoint
+        claim = self.start is None and self.settings.resume != "auto"
+        self.life.details["iteration"] = self.training.progress.iteration
+        self.life.begin(self.config, self.parts.hardware.device, self.job.command, claim=claim)
+        self.folder.forget_results()
+        if self.folder.silent:
+            return Trackers()
         if self.start is not None:
             self._copy_history(self.start)
-        name = settings.wandb.name or f"{report.title(settings)} seed {settings.seed}"
-        lines = JsonLines(folder.metrics, upto=self.training.progress.iteration)
+        lines = JsonLines(self.folder.metrics, upto=self.training.progress.iteration)
         stack.callback(lines.finish, 0)
-        tracker = WandbRun(
-            folder.path,
+        wandb = self._wandb_run()
+        stack.push(lambda kind, error, trace: wandb.finish(0 if kind is None else 1))
+        trackers = Trackers(lines, wandb)
+        self.wandb_id = trackers.wandb_id
+        self._header(trackers)
+        return trackers
+
+    def _wandb_run(self) -> WandbRun:
+        chosen = self.settings.wandb
+        return WandbRun(
+            self.folder.path,
             self.config,
-            mode=settings.wandb.mode,
-            project=settings.wandb.project,
-            entity=settings.wandb.entity,
-            group=settings.wandb.group or self.group,
-            name=name,
-            tags=settings.wandb.tags,
+            mode=chosen.mode,
+            project=chosen.project,
+            entity=chosen.entity,
+            group=chosen.group or (self.job.sweep.name if self.job.sweep else None),
+            name=chosen.name or f"{report.title(self.settings)} seed {self.settings.seed}",
+            tags=chosen.tags,
             run_id=self.wandb_id,
         )
-        stack.push(lambda kind, error, trace: tracker.finish(0 if kind is None else 1))
-        self.wandb_id = tracker.run.id
-        self._header(tracker)
-        return [lines, tracker]
 
-    def _header(self, tracker: WandbRun) -> None:
+    def _header(self, trackers: Trackers) -> None:
         console.say(report.header(self.settings, self.parts), style="bold")
         console.say(f"folder  {self.folder.path}")
-        console.say(f"W&B     {tracker.where}")
+        console.say(f"W&B     {trackers.where}")
         if self.parts.hardware.compile:
             console.say("compile on: the first iteration takes minutes, which count as training time")
         if self.start is not None:
             console.say(f"resume  {self.start}, iteration {self.training.progress.iteration}")
 
-    def _train(self, trackers: list[Any]) -> None:
+    def _train(self, trackers: Trackers) -> None:
         total, progress = self.settings.train.iterations, self.training.progress
         with console.TrainingProgress(total, progress.iteration) as bar:
 
             def log(iteration: int, values: Mapping[str, float]) -> None:
-                for tracker in trackers:
-                    tracker.log(iteration, values)
+                trackers.log(iteration, values)
                 if "train/loss" in values:
                     bar.numbers(iteration, values, self.training.seconds_left(values["train/seconds_per_iteration"]))
                 else:
@@ -119,9 +132,9 @@ class Experiment:
             try:
                 self.training.run(Hooks(log, self._validate, self._save, bar.advance))
             except KeyboardInterrupt:
-                if self.processes.first:
-                    with held_back():  # an impatient second Ctrl-C
-                        checkpoint.save(self.folder.last, self._payload())
+                self.life.details["iteration"] = progress.iteration
+                with held_back():  # a second Ctrl-C must not leave half a checkpoint
+                    checkpoint.save(self.folder.last, self._payload(), self.folder.write)
                 raise
         console.say(
             f"trained {progress.iteration} iterations in {console.clock(progress.seconds)}, "
@@ -138,14 +151,12 @@ class Experiment:
         }
 
     def _save(self, best: bool) -> None:
-        if not self.processes.first:
-            return
         payload = self._payload()
         if best:
             kept = ("algo", "config", "progress")
-            checkpoint.save(self.folder.best, {name: payload[name] for name in kept})
-        checkpoint.save(self.folder.last, payload)
-        self.folder.write_status("running", iteration=self.training.progress.iteration)
+            checkpoint.save(self.folder.best, {name: payload[name] for name in kept}, self.folder.write)
+        checkpoint.save(self.folder.last, payload, self.folder.write)
+        self.life.status("running", iteration=self.training.progress.iteration)
 
     def _payload(self) -> dict[str, Any]:
         return {**self.training.state_dict(), "config": dict(self.config), "wandb_id": self.wandb_id}
@@ -172,26 +183,24 @@ class Experiment:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
 
-    def _test(self, trackers: list[Any]) -> dict[str, Any]:
+    def _test(self, trackers: Trackers) -> dict[str, Any]:
         """The only place that opens the test split of a training run."""
         path = self.folder.best if self.settings.eval.checkpoint == "best" else self.folder.last
         payload = self.processes.from_first(lambda: checkpoint.load(path))
         checkpoint.load_weights(self.parts.algorithm, payload, path)
         results = report.meta_test(self.settings, self.parts, self.folder, path.stem, payload["progress"]["iteration"])
-        if not self.processes.first:
-            return results
-        _, tracker = trackers
-        tracker.log(self.training.progress.iteration, {"test/accuracy": results["accuracy"]["mean"]})
-        tracker.summarise(
-            {f"test/{name}_{key}": results[name][key] for name in ("accuracy", "loss") for key in ("mean", "ci95", "n")}
+        trackers.test(
+            self.training.progress.iteration,
+            {"test/accuracy": results["accuracy"]["mean"]},
+            {f"test/{name}_{key}": results[name][key] for name in ("accuracy", "loss") for key in ("mean", "ci95", "n")},
         )
         if "curves" in results:
-            tracker.picture(self.training.progress.iteration, "test/curves", self.folder.curves)
+            trackers.picture(self.training.progress.iteration, "test/curves", self.folder.curves)
         with tempfile.TemporaryDirectory() as scratch:
             picture = Path(scratch) / "episode.png"
             _draw(self.parts, self.validation, picture)
-            tracker.picture(self.training.progress.iteration, "val/episode", picture)
-        tracker.checkpoint(path, {"test_accuracy": results["accuracy"]["mean"], **self.settings.task.model_dump()})
+            trackers.picture(self.training.progress.iteration, "val/episode", picture)
+        trackers.checkpoint(path, {"test_accuracy": results["accuracy"]["mean"], **self.settings.task.model_dump()})
         return results
 
 
@@ -220,6 +229,5 @@ def _resume_point(settings: Settings, folder: RunFolder) -> Path | None:
             raise FslError("there is no such checkpoint", where=f"resume={settings.resume}", hint="name a run folder")
         if folder.last.is_file() and path.samefile(folder.last):
             return folder.last
-    if folder.config.exists():
-        raise already_holds_a_run(folder.path)
+    folder.check_free()
     return path

@@ -1,38 +1,18 @@
-"""Command-line overrides: flags first, then every group and key checked against the configuration before Hydra sees them."""
+"""Command-line overrides: flags, the grammar, the jobs of a sweep, and what is wrong with words that Hydra cannot compose."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.global_hydra import GlobalHydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
-from hydra.core.plugins import Plugins
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from fsl_cli.errors import FslError, close_match, first_line, raise_all
-from fsl_cli.settings.conf_files import GROUPS, RESERVED, choices, conf_dir, conf_dirs
-
-
-class PluginSearchPath(SearchPathPlugin):
-    """Makes Hydra look for group members in the ``conf`` folders of plug-ins, after that of fsl."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Called by Hydra whenever it starts."""
-        for folder, plugin in conf_dirs().items():
-            if plugin:
-                search_path.append(plugin, f"file://{folder}")
-
-
-Plugins.instance().register(PluginSearchPath)
+from fsl_cli.errors import FslError, close_match, raise_all
+from fsl_cli.settings.conf_files import GROUPS, RESERVED, choices
 
 _FLAGS_WITH_VALUE = {
     "--cfg",
@@ -70,19 +50,24 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
+def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
     """Parse Hydra's override grammar.
+
+    Args:
+        overrides: the words.
+        loader: knows what ``glob(...)`` may stand for.
 
     Raises:
         Problems: words that are no overrides, all of them.
     """
-    parser, parsed, problems = OverridesParser.create(), [], []
+    parser, parsed, problems = OverridesParser.create(loader), [], []
     for word in overrides:
         try:
             override = parser.parse_override(word)
         except HydraException:
             override = None
         if override and override.key_or_group:
+            override.config_loader = loader
             parsed.append(override)
         else:
             hint = "write key=value" if "=" not in word else "quote the value: key='value'"
@@ -91,72 +76,43 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def check(config_name: str, overrides: Sequence[str]) -> None:
-    """Check that every override of every job names a group member or a key that exists.
+def group_problems(parsed: Sequence[Override]) -> list[FslError]:
+    """Config groups that are added, deleted, or given a member that does not exist."""
+    return [problem for each in parsed if _is_group(each) for problem in _group_problems(each)]
+
+
+def key_problems(words: Sequence[str], compose: Callable[[Sequence[str]], DictConfig]) -> list[FslError]:
+    """Keys of one job's overrides that its configuration does not have.
+
+    Args:
+        words: overrides of one job, whose groups exist.
+        compose: composes a configuration; called with the groups alone.
+    """
+    parsed = parse(words)
+    known = compose([word for word, each in zip(words, parsed, strict=True) if _is_group(each)])
+    keys = [each for each in parsed if not _is_group(each) and not _is_hydras(each)]
+    return [problem for each in keys for problem in _key_problems(each, known)]
+
+
+def jobs(parsed: Sequence[Override]) -> list[list[str]]:
+    """The overrides of every job of a grid, in Hydra's order; one job when nothing is swept.
 
     Raises:
-        Problems: all that do not, each with its close match.
+        FslError: an interval, which a grid cannot enumerate.
     """
-    raise_all([problem for job in jobs(overrides) for problem in job_problems(config_name, job)])
-
-
-def job_problems(config_name: str, overrides: Sequence[str]) -> list[FslError]:
-    """What is wrong with the groups and keys of one job's overrides."""
-    parsed = parse(overrides)
-    problems: list[FslError] = []
-    selected = []
-    for word, each in zip(overrides, parsed, strict=True):
-        if _is_group(each):
-            found = _group_problems(each)
-            problems += found
-            selected += [] if found else [word]
-    known = compose_config(config_name, selected)
     for each in parsed:
-        if not _is_group(each) and not _is_hydras(each):
-            problems += _key_problems(each, known)
-    return problems
-
-
-def jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of a sweep, in Hydra's order; one job when nothing is swept."""
-    return _jobs(parse(overrides))
+        if each.is_sweep_override() and not each.is_discrete_sweep():
+            hint = "name the values: a,b,c or range(1,10); or choose a sweeper that draws them, such as hydra/sweeper=optuna"
+            raise FslError("a grid cannot sweep this", where=_place(each), hint=hint)
+    return [list(job) for batch in BasicSweeper.split_arguments(list(parsed), max_batch_size=None) for job in batch]
 
 
 def swept(every_job: Sequence[Sequence[str]]) -> list[dict[str, str]]:
     """For each job of a sweep, the keys that have other values in other jobs, with their values."""
     values = [dict(word.lstrip("+").split("=", 1) for word in job if "=" in word) for job in every_job]
-    keys = [key for key in values[0] if len({each.get(key) for each in values}) > 1]
-    return [{key: each[key] for key in keys} for each in values]
-
-
-def compose_config(config_name: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
-    """Compose a configuration as Hydra's own command line would.
-
-    Raises:
-        FslError: Hydra cannot compose it.
-    """
-    try:
-        with _hydra():
-            return compose(config_name, list(overrides), return_hydra_config=with_hydra)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        reason = first_line(error.__cause__ or error)
-        raise FslError(reason, where="configuration", hint="see fsl train --help") from error
-
-
-@contextlib.contextmanager
-def _hydra() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir().absolute()), version_base="1.3", job_name="fsl"):
-        yield
-    GlobalHydra.instance().clear()
-
-
-def _jobs(parsed: list[Override]) -> list[list[str]]:
-    for each in parsed:
-        if each.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
-            what = "globs and intervals are not swept"
-            raise FslError(what, where=each.input_line or each.key_or_group, hint="name the values: a,b,c or range(1,10)")
-    return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    keys = sorted({key for each in values for key in each}, key=lambda key: [key in each for each in values].index(True))
+    different = [key for key in keys if len({each.get(key) for each in values}) > 1]
+    return [{key: each.get(key, "") for key in different} for each in values]
 
 
 def _is_group(override: Override) -> bool:
@@ -168,18 +124,21 @@ def _is_hydras(override: Override) -> bool:
 
 
 def _group_problems(override: Override) -> list[FslError]:
-    group, value = override.key_or_group, str(override.value())
-    place = override.input_line or group
+    group = override.key_or_group
     if override.is_delete() or override.is_add():
-        return [FslError("a group cannot be added or deleted", where=place, hint=f"{group}=NAME")]
-    if value in choices(group):
-        return []
-    return [FslError(f"there is no {group} {value}", where=place, hint=close_match(value, choices(group)))]
+        return [FslError("a group cannot be added or deleted", where=_place(override), hint=f"{group}=NAME")]
+    values = override.sweep_string_iterator() if override.is_discrete_sweep() else [str(override.value())]
+    unknown = [value for value in values if value not in choices(group)]
+    place = (lambda value: f"{group}={value}") if override.is_discrete_sweep() else (lambda value: _place(override))
+    return [
+        FslError(f"there is no {group} {value}", where=place(value), hint=close_match(value, choices(group)))
+        for value in unknown
+    ]
 
 
 def _key_problems(override: Override, known: DictConfig) -> list[FslError]:
     key = override.key_or_group
-    place = override.input_line or key
+    place = _place(override)
     if "/" in key:
         return [FslError("there is no such group", where=place, hint=close_match(key, GROUPS))]
     section, _, rest = key.partition(".")
@@ -206,7 +165,6 @@ def all_keys(config: DictConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def output_folder(config_name: str, overrides: Sequence[str], *, multirun: bool) -> Path:
-    """The folder Hydra is going to write to."""
-    hydra = compose_config(config_name, overrides, with_hydra=True).hydra
-    return Path(hydra.sweep.dir if multirun else hydra.run.dir).absolute()
+def _place(override: Override) -> str:
+    """The override as it was typed."""
+    return override.input_line or override.key_or_group

@@ -48,10 +48,16 @@ class TrainSettings(Section):
         return value
 
 
+def _none_or_several(value: int) -> int:
+    if value == 1:
+        raise ValueError("should be at least 2: one value has no interval; or 0 to leave the test split closed")
+    return value
+
+
 class EvalSettings(Section):
     """Meta-testing."""
 
-    episodes: int = Field(ge=2)
+    episodes: Annotated[int, Field(ge=0), AfterValidator(_none_or_several)]
     seed: int = Field(ge=0)
     checkpoint: Literal["best", "last"]
 

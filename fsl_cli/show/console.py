@@ -20,6 +20,19 @@ err = Console(highlight=False, soft_wrap=True, stderr=True)
 _PLAIN_SECONDS = 10.0  # between progress lines when the output is not a terminal
 
 
+def start_log(handler: logging.Handler) -> None:
+    """Send every line that is printed, and tracebacks, to ``handler`` too."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+
+
+def stop_log(handler: logging.Handler) -> None:
+    """Undo `start_log`, and close the handler."""
+    log.removeHandler(handler)
+    handler.close()
+
+
 def say(text: str, style: str | None = None) -> None:
     """Print one line, and put it into the run's log."""
     log.info(text)

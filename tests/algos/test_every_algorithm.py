@@ -12,6 +12,7 @@ import re
 import typing
 from typing import Any
 
+import command_line
 import pytest
 import torch
 import yaml
@@ -25,7 +26,7 @@ from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Task
 from fsl_cli.evaluation import evaluate
 from fsl_cli.inner import adaptation
 from fsl_cli.run.parts import feature_width
-from fsl_cli.settings import build, overrides
+from fsl_cli.settings import build
 from fsl_cli.settings.conf_files import RESERVED, choices, conf_dir
 from fsl_cli.training import Training
 
@@ -58,7 +59,7 @@ def test_every_algorithm_is_here():
 @functools.cache
 def composed(name: str) -> dict[str, Any]:
     """The configuration with the YAML file of an algorithm; composed once, it is not to be changed."""
-    return dict(overrides.compose_config("train", [f"algo={name}", "backbone=mlp", "backbone.widths=[8]"]))
+    return command_line.composed(f"algo={name}", "backbone=mlp", "backbone.widths=[8]")
 
 
 def made(

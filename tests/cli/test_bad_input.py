@@ -23,7 +23,7 @@ CASES = {
     "choice": (["train", "algo.adapt=al"], "algo.adapt: 'al' is not valid (should be 'all', 'head' or 'body')"),
     "type": (["train", "train.iterations=many"], "train.iterations: 'many' is not valid (should be a valid integer"),
     "zero": (["train", "train.meta_batch=0"], "train.meta_batch: 0 is not valid (should be greater than or equal to 1)"),
-    "negative": (["train", "eval.episodes=-5"], "eval.episodes: -5 is not valid (should be greater than or equal to 2)"),
+    "negative": (["train", "eval.episodes=-5"], "eval.episodes: -5 is not valid (should be greater than or equal to 0)"),
     "ways": (["train", "task.ways=5000"], "task.ways: 5000 ways, but the val split has"),
     "images": (
         ["train", "task.shots=15"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from command_line import results
 
-from fsl_cli.results.run_folder import read_json
+from fsl_cli.results.files import read_json
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
@@ -28,6 +29,7 @@ def test_it_gives_the_very_same_accuracy(small, fsl, tmp_path, algo):
         "env.json",
         "episodes.npz",
         "results.json",
+        "run.log",
         "status.json",
     }
 
@@ -118,3 +120,20 @@ def test_folders_of_this_machine_win_over_those_of_the_one_that_trained(small, f
     assert not there.exists()
     assert not here.exists()
     assert read_json(tmp_path / "again" / "results.json") == read_json(tmp_path / "mine" / "results.json")
+
+
+def test_a_test_that_fails_leaves_its_reason(small, fsl, tmp_path, monkeypatch):
+    from fsl_cli.run import meta_test
+
+    run = small("run")
+
+    def broken(*arguments, **options):
+        raise RuntimeError("out of everything")
+
+    monkeypatch.setattr(meta_test, "evaluate", broken)
+    outcome = fsl("eval", f"run={run}", f"hydra.run.dir={tmp_path / 'eval'}")
+    assert outcome.code == 1
+    assert outcome.err == f"error: RuntimeError: out of everything (traceback: {tmp_path / 'eval' / 'run.log'})\n"
+    status = json.loads((tmp_path / "eval" / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("failed", "RuntimeError: out of everything")
+    assert "Traceback (most recent call last)" in (tmp_path / "eval" / "run.log").read_text()

@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from command_line import merged, metrics, results
+from omegaconf import OmegaConf
 
 
 @pytest.fixture
@@ -78,10 +79,10 @@ def test_a_job_that_fails_does_not_stop_the_others(fsl, tmp_path):
     outcome = fsl("train", "-m", *words)
     assert outcome.code == 2
     assert "5000 ways, but the val split has" in outcome.err
-    with (folder / "results.csv").open() as file:
-        states = [row["state"] for row in csv.DictReader(file)]
-    assert [state.split(":")[0] for state in states] == ["done", "failed", "done"]
-    assert "5000 ways" in states[1]
+    rows = rows_of(folder)
+    assert [row["state"].split(":")[0] for row in rows] == ["done", "failed", "done"]
+    assert "5000 ways" in rows[1]["state"]
+    assert [row["ways"] for row in rows] == ["5", "5000", "4"]
 
 
 def test_an_interruption_stops_the_sweep_and_the_table_says_so(fsl, tmp_path, monkeypatch):
@@ -99,22 +100,23 @@ def test_an_interruption_stops_the_sweep_and_the_table_says_so(fsl, tmp_path, mo
     outcome = fsl("train", "-m", *merged(("seed=0,1,2", f"hydra.sweep.dir={folder}")))
     assert outcome.code == 130
     assert [path.name for path in folder.iterdir() if path.is_dir()] == ["0"]
-    with (folder / "results.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert row["state"].startswith("interrupted")
+    first, *others = rows_of(folder)
+    assert first["state"].startswith("interrupted")
+    assert [row["state"] for row in others] == ["failed: it was not started"] * 2
+    assert [row["seed"] for row in others] == ["1", "2"]
 
 
 def test_the_table_is_where_the_jobs_are_however_long_the_checks_take(fsl, tmp_path, monkeypatch):
     from fsl_cli.commands import train
 
-    check = train._check_everything
+    plan_sweep = train.plan_sweep
 
     def slow(*arguments):
-        folder = check(*arguments)
+        plan = plan_sweep(*arguments)
         time.sleep(1.1)  # the clock in the folder's name moves on
-        return folder
+        return plan
 
-    monkeypatch.setattr(train, "_check_everything", slow)
+    monkeypatch.setattr(train, "plan_sweep", slow)
     outcome = fsl("train", "-m", *merged(("seed=0,1",)))
     assert outcome.code == 0, outcome.err
     (folder,) = (tmp_path / "outputs/sweep").iterdir()
@@ -147,15 +149,14 @@ def test_a_folder_with_a_clock_of_its_own_is_read_once(fsl, tmp_path):
     assert [row["state"] for row in rows_of(folder)] == ["done", "done"]
 
 
-def test_a_job_that_finds_an_older_run_in_its_folder_has_no_result(fsl, tmp_path):
+def test_a_sweep_that_would_overwrite_older_runs_is_refused(fsl, tmp_path):
     words = merged(("seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
     assert fsl("train", "-m", *words).code == 0
-    older = results(tmp_path / "sweep" / "0")
-    assert fsl("train", "-m", *words, "train.meta_batch=3").code == 2
-    rows = rows_of(tmp_path / "sweep")
-    assert all("already holds a run" in row["state"] for row in rows)
-    assert not any(row["accuracy %"] for row in rows)
-    assert results(tmp_path / "sweep" / "0") == older
+    before = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*") if path.is_file()}
+    refused = fsl("train", "-m", *words, "train.meta_batch=3")
+    assert refused.code == 2
+    assert refused.err.count("already holds a run (go on with resume=auto") == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*") if path.is_file()} == before
 
 
 def test_a_job_that_breaks_while_it_is_built_is_a_line_of_the_table(fsl, tmp_path, monkeypatch):
@@ -164,10 +165,10 @@ def test_a_job_that_breaks_while_it_is_built_is_a_line_of_the_table(fsl, tmp_pat
     build = MLP.__init__
 
     @functools.wraps(build)
-    def broken(self, image_shape, **options):
+    def broken(self, example_shape, **options):
         if options["widths"] == [17]:
             raise RuntimeError("not enough memory")
-        build(self, image_shape, **options)
+        build(self, example_shape, **options)
 
     monkeypatch.setattr(MLP, "__init__", broken)
     folder = tmp_path / "sweep"
@@ -180,3 +181,64 @@ def test_a_job_that_breaks_while_it_is_built_is_a_line_of_the_table(fsl, tmp_pat
     alone = fsl("train", *words, "backbone.widths=[17]", f"hydra.run.dir={tmp_path / 'alone'}")
     assert alone.code == 1
     assert not (tmp_path / "alone").exists()
+
+
+def test_jobs_in_other_processes_are_read_from_their_folders(fsl, tmp_path):
+    folder = tmp_path / "sweep"
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={folder}")
+    outcome = fsl("train", "-m", *merged(("task.ways=4,500",)), *launcher)
+    assert outcome.code == 2
+    done, failed = rows_of(folder)
+    assert done["state"] == "done"
+    assert float(done["accuracy %"]) == pytest.approx(100 * results(folder / "0")["accuracy"]["mean"], abs=0.005)
+    assert failed["state"].startswith("failed: task.ways: 500 ways, but the val split has")
+    assert json.loads((folder / "0" / "env.json").read_text())["command"].startswith("fsl train -m")
+
+
+def test_a_job_that_never_ends_counts_as_failed(fsl, tmp_path, monkeypatch):
+    from fsl_cli.run import train
+
+    run = train.SweepTask.__call__
+
+    def killed(task, config):
+        if config.seed == 1:
+            raise KeyboardInterrupt  # nothing of the job is left, as when its machine goes away
+        return run(task, config)
+
+    monkeypatch.setattr(train.SweepTask, "__call__", killed)
+    folder = tmp_path / "sweep"
+    assert fsl("train", "-m", *merged(("seed=0,1", f"hydra.sweep.dir={folder}"))).code == 130
+    assert [row["state"] for row in rows_of(folder)] == ["done", "failed: it was not started"]
+    (folder / "0" / "status.json").write_text('{"state": "running", "launch": "another"}')
+    assert fsl("train", "-m", *merged(("seed=0,1", f"hydra.sweep.dir={folder}", "resume=auto"))).code == 130
+    assert rows_of(folder)[0]["state"] == "done"
+
+
+def test_a_sweeper_goes_by_the_validation_score_and_the_test_split_may_stay_closed(fsl, tmp_path, monkeypatch):
+    from fsl_cli.run import experiment
+
+    opened = []
+    assemble = experiment.assemble
+    monkeypatch.setattr(
+        experiment, "assemble", lambda *a, splits, **o: opened.append(splits) or assemble(*a, splits=splits, **o)
+    )
+    folder = tmp_path / "sweep"
+    words = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1")
+    searched = merged(("algo.inner_lr=interval(0.01,0.5)", "task.ways=choice(4,5)", "eval.episodes=0"))
+    outcome = fsl("train", "-m", *searched, *words, f"hydra.sweep.dir={folder}")
+    assert outcome.code == 0, outcome.err
+    rows = rows_of(folder)
+    assert [(row["run"], row["state"], row["accuracy %"]) for row in rows] == [(str(n), "done", "") for n in range(3)]
+    assert len({row["algo.inner_lr"] for row in rows}) == 3
+    assert opened == [("train", "val")] * 3
+    assert not list(folder.rglob("results.json"))
+    best = max(
+        max(line["val/accuracy"] for line in metrics(folder / str(number)) if "val/accuracy" in line) for number in range(3)
+    )
+    assert OmegaConf.load(folder / "optimization_results.yaml").best_value == pytest.approx(best)
+
+
+def test_a_launcher_that_is_not_installed_is_named(fsl):
+    outcome = fsl("train", "-m", "seed=0,1", "hydra/launcher=slurmy")
+    assert outcome.code == 2
+    assert "hydra/launcher=slurmy: there is no slurmy (installed: basic, joblib; others come in packages" in outcome.err

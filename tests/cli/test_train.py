@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import merged, metrics, results
+from command_line import composed, merged, metrics, results
 from scipy import stats
 
 from fsl_cli.errors import FslError
 from fsl_cli.results.run_folder import RunFolder
-from fsl_cli.settings import overrides
 from fsl_cli.settings.conf_files import choices
 
 FILES = {
@@ -40,7 +39,7 @@ def files(folder: Path) -> set[str]:
 
 
 def options_of(algo: str) -> set[str]:
-    return set(overrides.compose_config("train", [f"algo={algo}"]).algo)
+    return set(composed(f"algo={algo}")["algo"])
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -161,7 +160,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(small, fsl, tmp_path, monkey
     monkeypatch.setattr(Training, "step", step)
     assert outcome.code == 130
     assert "resume=" in outcome.err
-    assert json.loads((folder / "status.json").read_text()) == {"state": "interrupted", "iteration": 4}
+    assert json.loads((folder / "status.json").read_text()) == {"state": "interrupted", "iteration": 4, "exit_code": 130}
     assert not (folder / "results.json").exists()
     outcome = fsl("train", *merged(("train.log_every=2", f"hydra.run.dir={folder}", "resume=auto")))
     assert outcome.code == 0, outcome.err

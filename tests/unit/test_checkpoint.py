@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import composed
 from small_training import is_same
 
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.errors import FslError
 from fsl_cli.results import checkpoint
-from fsl_cli.results.run_folder import RunFolder, check_writable, known_runs, read_json, write_atomically, write_text
-from fsl_cli.settings import overrides
-from fsl_cli.settings.resolve import resolve
+from fsl_cli.results.files import check_writable, read_json, write_atomically, write_text
+from fsl_cli.results.run_folder import RunFolder, known_runs
 
 CONFIG = {"seed": 3, "algo": {"name": "maml", "inner_lr": 0.4}}
 
@@ -112,7 +112,7 @@ def test_a_crash_before_the_file_is_moved_leaves_the_old_file(path, monkeypatch)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fsl_cli.results.run_folder import write_atomically
+from fsl_cli.results.files import write_atomically
 
 def half(file):
     file.write(b"half of the new content")
@@ -268,7 +268,7 @@ def test_weights_are_loaded_or_the_file_is_named(path):
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
-    return resolve(overrides.compose_config("train", []))
+    return composed()
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -19,7 +20,8 @@ from fsl_cli.backbones.mlp import MLP
 from fsl_cli.compute import hardware
 from fsl_cli.errors import FslError, Problems
 from fsl_cli.results.run_folder import RunFolder
-from fsl_cli.settings import build, overrides, schema
+from fsl_cli.run import plan
+from fsl_cli.settings import build, schema
 from fsl_cli.settings import resolve as config
 from fsl_cli.settings.conf_files import GROUPS, RESERVED, choices, conf_dir
 
@@ -28,7 +30,7 @@ MEMBERS = [(group, name) for group in GROUPS for name in choices(group)]
 
 
 def composed(*words: str) -> dict[str, Any]:
-    return config.resolve(overrides.compose_config("train", words))
+    return command_line.composed(*words)
 
 
 @functools.cache
@@ -120,7 +122,7 @@ def test_a_file_starts_with_what_it_is_and_a_command_that_makes_valid_settings_o
     assert len(head) >= 2
     assert command[0] == "fsl"
     if command[1] == "train":
-        overrides.check("train", command[2:])
+        plan.check(command[2:])
         settings = config.validate(composed(*command[2:]))
         group, name = path.parent.name, path.stem
         assert path.parent == conf_dir() or f"{group}={name}" in command

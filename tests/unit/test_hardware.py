@@ -177,7 +177,7 @@ def test_every_generator_starts_from_the_seed(seed):
 
 
 def test_the_environment_is_described(machine):
-    described = environment.describe(torch.device("cpu"))
+    described = environment.describe(torch.device("cpu"), "fsl train")
     assert described["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(described["packages"]) == set(environment.PACKAGES)
     assert described["device"] == "cpu"

@@ -6,17 +6,25 @@ import itertools
 import json
 
 import pytest
+from command_line import composed
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
-from fsl_cli.commands.eval import apply
 from fsl_cli.errors import FslError, Problems
+from fsl_cli.run.plan import check
 from fsl_cli.settings import overrides
-from fsl_cli.settings.resolve import resolve, validate
+from fsl_cli.settings.compose import Composer, run_folder, sweep_folder, without_hydra
+from fsl_cli.settings.resolve import validate
+from fsl_cli.settings.saved import changed
 
 
-def problems(*words: str, config: str = "train") -> list[str]:
+def jobs(*words: str) -> list[list[str]]:
+    return overrides.jobs(overrides.parse(words))
+
+
+def problems(*words: str) -> list[str]:
     with pytest.raises(Problems) as error:
-        overrides.check(config, words)
+        check(words)
     return [str(problem) for problem in error.value.problems]
 
 
@@ -87,7 +95,7 @@ def test_all_words_that_are_no_overrides_are_reported_together():
     ],
 )
 def test_words_that_are_right(word):
-    overrides.check("train", [word])
+    check([word])
 
 
 # --- unknown groups, members and keys
@@ -128,8 +136,8 @@ def test_all_unknown_words_are_reported_together_once():
 
 
 def test_keys_are_those_of_the_chosen_member():
-    overrides.check("train", ["algo=protonet", "algo.train_ways=20"])
-    overrides.check("train", ["algo.train_ways=20", "algo=protonet"])
+    check(["algo=protonet", "algo.train_ways=20"])
+    check(["algo.train_ways=20", "algo=protonet"])
     (line,) = problems("algo=maml", "algo.train_ways=20")
     assert line.startswith("algo.train_ways=20: there is no such key")
     (line,) = problems("algo=maml,protonet", "algo.distance=cosine")  # right for one job of the two
@@ -138,8 +146,8 @@ def test_keys_are_those_of_the_chosen_member():
 
 def test_an_option_a_constructor_would_refuse_is_left_to_it():
     """``+`` may add an option that the YAML file does not name; the signature decides, in `build.check`."""
-    overrides.check("train", ["+train.optimizer.amsgrad=true"])
-    assert overrides.compose_config("train", ["+train.optimizer.amsgrad=true"]).train.optimizer.amsgrad is True
+    check(["+train.optimizer.amsgrad=true"])
+    assert composed("+train.optimizer.amsgrad=true")["train"]["optimizer"]["amsgrad"] is True
 
 
 # --- sweeps
@@ -155,11 +163,11 @@ SWEEPS = [
 
 
 def test_jobs_are_the_product_of_the_sweeps_the_last_one_fastest():
-    assert overrides.jobs(["algo=maml,protonet", "task.shots=1", "seed=0,1,2"]) == [
+    assert jobs("algo=maml,protonet", "task.shots=1", "seed=0,1,2") == [
         [f"algo={algo}", "task.shots=1", f"seed={seed}"] for algo, seed in itertools.product(["maml", "protonet"], [0, 1, 2])
     ]
-    assert overrides.jobs([]) == [[]]
-    assert overrides.jobs(["seed=1", "algo=maml"]) == [["seed=1", "algo=maml"]]
+    assert jobs() == [[]]
+    assert jobs("seed=1", "algo=maml") == [["seed=1", "algo=maml"]]
 
 
 HYDRAS_OWN = """
@@ -192,7 +200,7 @@ def test_jobs_are_those_that_hydra_runs(warm, tmp_path):
     (tmp_path / "app.yaml").write_text(SMALL_APP)
     assert warm.start(HYDRAS_OWN, json.dumps(SWEEPS), module="-c", cwd=tmp_path, log=tmp_path / "log").wait() == 0
     hydras = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert hydras == [overrides.jobs(words) for words in SWEEPS]
+    assert hydras == [jobs(*words) for words in SWEEPS]
     assert [len(jobs) for jobs in hydras] == [1, 3, 4, 6, 12, 4]
 
 
@@ -200,10 +208,10 @@ def test_jobs_are_those_that_hydra_runs(warm, tmp_path):
 
 
 def test_compose_is_hydras_and_leaves_no_global_state():
-    config = overrides.compose_config("train", ["algo=anil", "seed=7"])
+    config = Composer("train").compose(["algo=anil", "seed=7"])
     assert config.algo.adapt == "head"
     assert config.seed == 7
-    assert "hydra" not in config
+    assert "hydra" not in without_hydra(config)
     assert not GlobalHydra.instance().is_initialized()
 
 
@@ -212,24 +220,25 @@ def test_compose_is_hydras_and_leaves_no_global_state():
 )
 def test_what_hydra_refuses_is_one_line(word):
     with pytest.raises(FslError) as error:
-        overrides.compose_config("train", [word])
+        Composer("train").compose([word])
     assert "\n" not in str(error.value)
     assert not GlobalHydra.instance().is_initialized()
-    overrides.compose_config("train", [])  # and the next one works
+    Composer("train").compose([])  # and the next one works
 
 
 def test_output_folder_is_where_hydra_writes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert overrides.output_folder("train", ["hydra.run.dir=here"], multirun=False) == tmp_path / "here"
-    assert overrides.output_folder("train", ["hydra.sweep.dir=there"], multirun=True) == tmp_path / "there"
-    name = overrides.output_folder("train", ["algo=anil"], multirun=False)
+    train = Composer("train")
+    assert run_folder(train.compose(["hydra.run.dir=here"])) == tmp_path / "here"
+    assert sweep_folder(train.compose(["hydra.sweep.dir=there"], multirun=True)) == tmp_path / "there"
+    name = run_folder(train.compose(["algo=anil"]))
     assert name.parent == tmp_path / "outputs" / "train"
     assert name.name.endswith("_anil_glyphs")
-    assert overrides.output_folder("eval", ["run=x"], multirun=False).parent == tmp_path / "outputs" / "eval"
+    assert run_folder(Composer("eval").compose(["run=x"])).parent == tmp_path / "outputs" / "eval"
 
 
 def test_all_keys_names_what_may_be_set():
-    keys = overrides.all_keys(overrides.compose_config("train", []))
+    keys = overrides.all_keys(OmegaConf.create(composed()))
     assert {"seed", "task.ways", "train.optimizer.lr", "algo.inner_lr", "wandb.tags", "train.optimizer._target_"} <= set(keys)
     assert not {"algo._target_", "algo.name", "backbone.name"} & set(keys)
 
@@ -239,11 +248,11 @@ def test_all_keys_names_what_may_be_set():
 
 @pytest.fixture(scope="module")
 def saved() -> dict:
-    return resolve(overrides.compose_config("train", ["algo=protonet", "dataset=omniglot", "seed=5", "task.shots=2"]))
+    return composed("algo=protonet", "dataset=omniglot", "seed=5", "task.shots=2")
 
 
 def applied(saved: dict, *words: str) -> dict:
-    return apply(saved, overrides.parse(words))
+    return changed(saved, overrides.parse(words))
 
 
 def refusals(saved: dict, *words: str) -> list[str]:
@@ -297,13 +306,17 @@ def test_flags_that_would_train_something_else_are_refused(flag):
         overrides.split_flags([flag, "seed=1"])
 
 
-@pytest.mark.parametrize("word", ["algo=glob(*)", "algo.inner_lr=interval(0.1,0.4)"])
-def test_what_is_not_swept_is_one_line(word):
-    with pytest.raises(FslError, match=r"globs and intervals are not swept \(name the values: "):
-        overrides.jobs(["seed=1", word])
+def test_a_grid_has_no_intervals():
+    with pytest.raises(FslError, match=r"a grid cannot sweep this \(name the values: "):
+        jobs("seed=1", "algo.inner_lr=interval(0.1,0.4)")
+
+
+def test_a_glob_names_members_of_a_group():
+    found = overrides.jobs(Composer("train").parse(["algo=glob(ma*)", "seed=1"]))
+    assert found == [[f"algo={name}", "seed=1"] for name in ("maml", "mamlpp", "mann", "matchingnet")]
 
 
 def test_swept_keys_are_those_with_several_values():
-    jobs = overrides.jobs(["algo=maml,anil", "+x.y=1,2", "seed=3", "algo.inner_lr=0.1"])
-    assert overrides.swept(jobs) == [{"algo": a, "x.y": y} for a in ("maml", "anil") for y in ("1", "2")]
+    every_job = jobs("algo=maml,anil", "+x.y=1,2", "seed=3", "algo.inner_lr=0.1")
+    assert overrides.swept(every_job) == [{"algo": a, "x.y": y} for a in ("maml", "anil") for y in ("1", "2")]
     assert overrides.swept([["seed=1"]]) == [{}]

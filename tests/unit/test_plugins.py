@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command_line import composed
 
 from fsl_cli.cli import main
 from fsl_cli.errors import FslError
 from fsl_cli.results import environment
-from fsl_cli.settings import build, overrides, plugins
+from fsl_cli.run.plan import check
+from fsl_cli.settings import build, plugins
 from fsl_cli.settings.conf_files import choices, members
 
 METHOD = "class Mine:\n    def __init__(self, backbone, *, scale: float = 1.0): self.scale = scale\n"
@@ -61,8 +63,8 @@ def test_without_plug_ins_there_is_fsl_alone():
 def test_a_folder_brings_its_packages(package, monkeypatch):
     monkeypatch.setenv(plugins.VARIABLE, str(package("ours")))
     assert members("algo")["mine"].plugin == "ours"
-    assert overrides.compose_config("train", ["algo=mine"]).algo.scale == 2.0
-    assert overrides.job_problems("train", ["algo=mine", "algo.scale=3"]) == []
+    assert composed("algo=mine")["algo"]["scale"] == 2.0
+    check(["algo=mine", "algo.scale=3"])
     assert build.build(node("ours"), "algo", {"backbone": None}).scale == 3.0
     assert build.check(node("ours") | {"scale": "no"}, "algo", {"backbone"}) != []
 

@@ -11,20 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import composed
 from problems import striped_classes
 from wandb_file import WandbFile, find_wandb, read_wandb
 
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.compute.hardware import Hardware
+from fsl_cli.datasets.dataset import ImageClasses
 from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
 from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.results.tracking import JsonLines, read_metrics
 from fsl_cli.run import experiment
+from fsl_cli.run.lifecycle import lifecycle
 from fsl_cli.run.parts import Parts
-from fsl_cli.settings import overrides
-from fsl_cli.settings.resolve import resolve, validate
+from fsl_cli.run.plan import Job
+from fsl_cli.settings.resolve import validate
 
 # --- metrics.jsonl
 
@@ -100,9 +103,10 @@ def test_there_are_no_metrics_yet(tmp_path):
 # --- a whole run, read back from W&B's own file
 
 
-class Striped:
+class Striped(ImageClasses):
     """A data set of three splits that needs no files."""
 
+    name = "striped"
     image_shape = (1, 12, 12)
 
     def counts(self, split: str) -> Any:
@@ -127,9 +131,12 @@ WORDS = [
 
 def run(folder: Path, *words: str, group: str | None = None) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Train into ``folder``; returns the configuration, the results and the id of the W&B run."""
-    config = resolve(overrides.compose_config("train", [*WORDS, *words]))
-    done = experiment.Experiment(validate(config), config, RunFolder(folder), group)
-    return config, done.run(), str(done.wandb_id)
+    config = composed(*WORDS, *words)
+    sweep = folder.parent / group if group else None
+    job = Job(validate(config), config, folder, "fsl train", words, sweep=sweep)
+    with lifecycle(RunFolder(folder)) as life:
+        done = experiment.Experiment(job, life)
+        return config, done.run(), str(done.wandb_id)
 
 
 @pytest.fixture(scope="module")

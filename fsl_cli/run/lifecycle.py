@@ -1,0 +1,125 @@
+"""The life of a run, the same for every verb: its folder is claimed, its log and status are kept, and its end is recorded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fsl_cli.compute.signals import held_back, sigterm_interrupts
+from fsl_cli.errors import FslError, UnexpectedError, first_line, keep_traceback
+from fsl_cli.results import environment
+from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.show import console
+
+
+class Life:
+    """A run between its start and its end.
+
+    Args:
+        folder: where the run writes.
+        identity: what every ``status.json`` of the run says besides its state.
+
+    Attributes:
+        details: what the status is going to say, for example the iteration; the run keeps it up to date.
+    """
+
+    def __init__(self, folder: RunFolder, identity: Mapping[str, Any]) -> None:
+        self.folder, self.details = folder, dict(identity)
+        self._started = time.perf_counter()
+        self._handler: logging.Handler | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run has its folder; before, nothing has been written."""
+        return self._handler is not None
+
+    def begin(self, config: Mapping[str, Any], device: torch.device, command: str, *, claim: bool = True) -> None:
+        """Take the folder and write what the run is: configuration, environment, status, log.
+
+        Args:
+            config: the resolved configuration.
+            device: where it computes.
+            command: what started it.
+            claim: whether the folder must be free; False for a run that goes on.
+
+        Raises:
+            FslError: another run is in the folder, or it cannot be written to.
+        """
+        if claim:
+            self.folder.claim()
+        self.folder.write_config(config)
+        self.folder.write_json(self.folder.env, environment.describe(device, command))
+        self.status("running")
+        self._handler = self.folder.log_handler()
+        console.start_log(self._handler)
+
+    def status(self, state: str, **details: Any) -> None:
+        """Write ``status.json``; ``details`` stay in it."""
+        self.details |= details
+        self.folder.write_status(state, **self.details)
+
+    def done(self, **details: Any) -> None:
+        """Record that everything was done and written."""
+        self.status("done", seconds=round(time.perf_counter() - self._started, 1), exit_code=0, **details)
+
+    def interrupted(self, hint: str) -> None:
+        """Record Ctrl-C or SIGTERM, and tell the user how to go on."""
+        if self.begun:
+            with held_back():  # a second Ctrl-C must not leave half of this
+                self.status("interrupted", exit_code=130)
+                where = f" at iteration {self.details['iteration']}" if "iteration" in self.details else ""
+                hint = hint if self.folder.last.is_file() or not hint else "nothing has been saved yet"
+                console.warn(f"interrupted{where}" + (f"; {hint}" if hint else ""))
+
+    def failed(self, reason: str, exit_code: int) -> None:
+        """Record why there are no results; before the run has its folder, only if the folder is a job's own."""
+        if self.begun or ("launch" in self.details and not self.folder.config.exists()):
+            self.status("failed", error=reason, exit_code=exit_code)
+        elif not self.folder.silent and self.folder.path.is_dir() and not any(self.folder.path.iterdir()):
+            self.folder.path.rmdir()  # Hydra makes it before the run is checked
+
+    def unexpected(self, error: Exception) -> UnexpectedError:
+        """The error that a user sees instead of a traceback, which goes to the log or, without one, to a file."""
+        if not self.begun or self.folder.silent:
+            return UnexpectedError(keep_traceback(error))
+        console.log.error("the run failed", exc_info=error)
+        return UnexpectedError(f"{type(error).__name__}: {first_line(error)} (traceback: {self.folder.log})")
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._handler is not None:
+            console.stop_log(self._handler)
+
+
+@contextmanager
+def lifecycle(folder: RunFolder, *, identity: Mapping[str, Any] | None = None, resume_hint: str = "") -> Iterator[Life]:
+    """Follow a run from its start to its end; whatever ends it is recorded, then raised.
+
+    Args:
+        folder: where the run writes once it calls `Life.begin`.
+        identity: see `Life`; with a ``launch`` the folder belongs to one job of a sweep, whose failure is always recorded.
+        resume_hint: how to go on after an interruption, if a checkpoint has been saved.
+
+    Raises:
+        UnexpectedError: in place of any exception that is not an `FslError`.
+    """
+    life = Life(folder, identity or {})
+    with sigterm_interrupts():
+        try:
+            yield life
+        except KeyboardInterrupt:
+            life.interrupted(resume_hint)
+            raise
+        except FslError as error:
+            life.failed(str(error), error.exit_code)
+            raise
+        except Exception as error:
+            life.failed(f"{type(error).__name__}: {error}", UnexpectedError.exit_code)
+            raise life.unexpected(error) from error
+        finally:
+            life.close()

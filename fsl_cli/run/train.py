@@ -1,0 +1,129 @@
+"""A planned run, trained and tested; and every job of a sweep, with the table that it ends with."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fsl_cli.compute import processes
+from fsl_cli.errors import FslError
+from fsl_cli.results import tables
+from fsl_cli.results.files import read_json
+from fsl_cli.results.run_folder import RunFolder, SilentRunFolder
+from fsl_cli.run.experiment import Experiment
+from fsl_cli.run.lifecycle import Life, lifecycle
+from fsl_cli.run.plan import Job, Plan, plan_job
+from fsl_cli.settings.compose import current_job
+from fsl_cli.settings.overrides import swept
+from fsl_cli.show import console
+
+INTERRUPTED = 130
+
+
+def train(plan: Plan) -> Experiment:
+    """Run the one job of a plan.
+
+    Returns:
+        What has run, with its results.
+    """
+    (job,) = plan.jobs
+    folder = RunFolder(job.folder) if processes.current().first else SilentRunFolder(job.folder)
+    done: list[Experiment] = []
+
+    def run(config: DictConfig) -> None:
+        with lifecycle(folder, resume_hint=f"go on with the same command and resume={job.folder}") as life:
+            done.append(_train(job, life))
+
+    plan.composer.start(plan.config, run)
+    return done[0]
+
+
+def train_sweep(plan: Plan) -> int:
+    """Run all jobs of a sweep, and print and write its table, which is read from the folders of the jobs.
+
+    Returns:
+        The exit code: that of the worst job.
+    """
+    interrupted = False
+    try:
+        plan.composer.start_sweep(plan.config, SweepTask(plan))
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:  # also when a sweeper gives up: what its jobs have found is not lost
+        code = _table(plan)
+    return max(code, INTERRUPTED * interrupted)
+
+
+class SweepTask:
+    """One job of a sweep, as Hydra calls it; it can be sent to another process or machine.
+
+    Args:
+        plan: the sweep.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._jobs = {job.number: job for job in plan.jobs}
+        self._sweep, self._launch, self._command = plan.folder, plan.launch, plan.command
+
+    def __call__(self, config: DictConfig) -> float:
+        """Run the job that Hydra has started.
+
+        Returns:
+            The best validation score, which sweepers go by; NaN when the job has failed. Never a test score.
+        """
+        folder, number, words = current_job()
+        console.say(f"job {number}  {' '.join(words)}", style="bold cyan")
+        hint = f"go on with the same command, hydra.sweep.dir={self._sweep} and resume=auto"
+        identity = {"launch": self._launch, "job": number, "overrides": words}
+        try:
+            with lifecycle(RunFolder(folder), identity=identity, resume_hint=hint) as life:
+                job = self._jobs.get(number) or plan_job(config, folder, words, number, self._sweep, self._command)
+                return _train(job, life).training.progress.best_accuracy
+        except FslError as error:  # the other jobs go on
+            console.fail(str(error))
+            return math.nan
+
+
+def _train(job: Job, life: Life) -> Experiment:
+    experiment = processes.current().together(lambda: Experiment(job, life))
+    results = experiment.run()
+    life.done(**({"accuracy": results["accuracy"]} if results else {"tested": False}))
+    return experiment
+
+
+def _table(plan: Plan) -> int:
+    """The table of a sweep. Returns the exit code: 0 if every job is done, else that of the worst."""
+    folders = [job.folder for job in plan.jobs] or _started(plan)
+    statuses = [_status(folder, plan.launch) for folder in folders]
+    values = swept([job.overrides for job in plan.jobs] or [status["overrides"] for status in statuses])
+    rows = [
+        tables.row(folder, os.path.relpath(folder, plan.folder), status.get("error")) | each
+        for folder, status, each in zip(folders, statuses, values, strict=True)
+    ]
+    for row, job in zip(rows, plan.jobs, strict=False):  # also of a job that has failed before it wrote what it is
+        row |= {key: value for key, value in tables.described(job.config).items() if not row[key]}
+    columns = tables.with_columns(values[0] if values else ())
+    tables.report(rows, plan.folder / "results.md", plan.folder / "results.csv", columns)
+    return max((int(status["exit_code"]) for status in statuses), default=0)
+
+
+def _status(folder: Path, launch: str) -> Mapping[str, Any]:
+    """How a job of this sweep has ended; a job that has left no end counts as failed."""
+    status = read_json(RunFolder(folder).status) or {}
+    if status.get("launch") != launch:
+        return {"error": "it was not started", "exit_code": 1}
+    if "exit_code" not in status:
+        return {**status, "error": f"it has not ended: its status is {status['state']}", "exit_code": 1}
+    return status
+
+
+def _started(plan: Plan) -> Sequence[Path]:
+    """Folders of the jobs that a sweeper has started, in the order of their numbers."""
+    found = {path.parent: read_json(path) or {} for path in plan.folder.rglob("status.json")}
+    mine = {folder: status for folder, status in found.items() if status.get("launch") == plan.launch}
+    return sorted(mine, key=lambda folder: mine[folder]["job"])

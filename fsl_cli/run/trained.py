@@ -1,0 +1,132 @@
+"""A trained run: its saved configuration with changes on top, its weights, and testing it again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsl_cli.compute import processes
+from fsl_cli.datasets.dataset import SplitName
+from fsl_cli.errors import FslError
+from fsl_cli.results import checkpoint
+from fsl_cli.results.files import check_writable
+from fsl_cli.results.run_folder import RunFolder, SilentRunFolder, known_runs
+from fsl_cli.run import meta_test as report
+from fsl_cli.run.lifecycle import lifecycle
+from fsl_cli.run.parts import Parts, assemble
+from fsl_cli.settings import overrides
+from fsl_cli.settings.compose import Composer, run_folder
+from fsl_cli.settings.resolve import validate
+from fsl_cli.settings.saved import changed, is_of_eval
+from fsl_cli.settings.schema import Settings
+from fsl_cli.show import console
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained run as it is going to be used.
+
+    Attributes:
+        run: the folder of the run.
+        settings: its settings with the changes.
+        config: the same as plain containers.
+        trained_ways: ways of the task that it was trained for; None: it has none.
+    """
+
+    run: RunFolder
+    settings: Settings
+    config: dict[str, Any]
+    trained_ways: int | None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that ``eval.checkpoint`` chooses."""
+        return self.run.best if self.settings.eval.checkpoint == "best" else self.run.last
+
+    def load(self, splits: tuple[SplitName, ...]) -> tuple[Parts, int]:
+        """Build the parts and put the weights of the checkpoint into the algorithm.
+
+        Args:
+            splits: the splits that episodes are going to be drawn from.
+
+        Returns:
+            The parts, and the iteration that the checkpoint is from.
+
+        Raises:
+            FslError: a part cannot be built, or the checkpoint does not fit.
+        """
+        several = processes.current()
+        payload = several.from_first(lambda: checkpoint.load(self.checkpoint))
+        parts = several.together(lambda: assemble(self.settings, trained_ways=self.trained_ways, splits=splits))
+        checkpoint.load_weights(parts.algorithm, payload, self.checkpoint)
+        return parts, payload["progress"]["iteration"]
+
+
+def open_run(run: str | os.PathLike[str], words: Sequence[str] = ()) -> Trained:
+    """Open a trained run with overrides on top of its saved configuration.
+
+    Raises:
+        FslError: there is no such run.
+        Problems: overrides that are wrong, all of them.
+    """
+    folder = RunFolder(Path(run).expanduser().absolute())
+    saved = folder.read_config()
+    config = changed(saved, overrides.parse(words))
+    return Trained(folder, validate(config), config, saved["task"]["ways"])
+
+
+@dataclass(frozen=True)
+class TestJob:
+    """A test of a trained run, checked.
+
+    Attributes:
+        trained: the run.
+        folder: where the results go.
+        command: the command line.
+    """
+
+    __test__ = False  # not a test of pytest's
+
+    trained: Trained
+    folder: Path
+    command: str
+
+
+def plan_test(words: Sequence[str]) -> TestJob:
+    """Plan what ``fsl eval`` is going to do: ``run=FOLDER``, Hydra's own words, and overrides of the saved configuration.
+
+    Raises:
+        Problems: everything that is wrong with it.
+    """
+    parsed = overrides.parse(words)
+    run = next((str(each.value()) for each in parsed if each.key_or_group == "run"), None)
+    if run is None:
+        raise FslError("is missing", where="run", hint=f"fsl eval run=FOLDER; {known_runs()}")
+    own = [word for word, each in zip(words, parsed, strict=True) if is_of_eval(each)]
+    trained = open_run(run, [word for word in words if word not in own])
+    if trained.settings.eval.episodes == 0:
+        raise FslError("0 is not valid: there is nothing else to do", where="eval.episodes", hint="use at least 2")
+    folder = run_folder(Composer("eval").compose(own))
+    check_writable(folder)
+    RunFolder(folder).check_free("choose another hydra.run.dir")
+    return TestJob(trained, folder, shlex.join(["fsl", "eval", *words]))
+
+
+def test_again(job: TestJob) -> dict[str, Any]:
+    """Meta-test a trained run again. Returns the content of ``results.json``."""
+    trained = job.trained
+    folder = RunFolder(job.folder) if processes.current().first else SilentRunFolder(job.folder)
+    with lifecycle(folder, identity={"run": str(trained.run.path)}) as life:
+        parts, iteration = trained.load(("test",))
+        processes.current().together(lambda: life.begin(trained.config, parts.hardware.device, job.command))
+        name = trained.checkpoint.stem
+        console.say(report.header(trained.settings, parts), style="bold")
+        console.say(f"run     {trained.run.path}, checkpoint {name}, iteration {iteration}")
+        console.say(f"folder  {folder.path}")
+        results = report.meta_test(trained.settings, parts, folder, name, iteration)
+        life.done(accuracy=results["accuracy"])
+        return results

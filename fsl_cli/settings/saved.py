@@ -1,0 +1,58 @@
+"""The saved configuration of a trained run, with overrides on top: it is never composed again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import OmegaConf
+
+from fsl_cli.errors import FslError, close_match, raise_all
+from fsl_cli.settings import overrides
+from fsl_cli.settings.compose import Composer, without_hydra
+from fsl_cli.settings.resolve import resolve
+
+# Overrides that change how a trained model is tested; everything else belongs to training.
+SECTIONS = ("task", "eval", "hardware", "dataset", "algo", "backbone", "data_dir", "cache_dir")
+SWAPPABLE = ("dataset", "hardware")
+FOLDERS = {"data_dir": "FSL_DATA_DIR", "cache_dir": "FSL_CACHE_DIR"}
+
+
+def changed(saved: dict[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
+    """A saved configuration with overrides on top.
+
+    Raises:
+        Problems: overrides of keys that do not exist or that only matter in training.
+    """
+    config = OmegaConf.create(saved)
+    for key, variable in FOLDERS.items():
+        if os.environ.get(variable):
+            config[key] = os.environ[variable]  # the run may have been trained on another machine
+    keys = [key for key in overrides.all_keys(config) if key.split(".")[0] in SECTIONS]
+    problems = []
+    for each in sorted(parsed, key=lambda each: each.key_or_group not in SWAPPABLE):  # groups first, then their keys
+        key, place = each.key_or_group, each.input_line or each.key_or_group
+        if each.is_sweep_override():
+            problems.append(FslError("one value at a time", where=place, hint="scripts/meta_test.sh tests many tasks"))
+        elif key in SWAPPABLE:
+            problems += overrides.group_problems([each])
+            if not problems:
+                config[key] = resolve(without_hydra(Composer("train").compose([place])))[key]
+                keys += [name for name in overrides.all_keys(config) if name.startswith(f"{key}.")]
+        elif key in ("algo", "backbone", "experiment"):
+            problems.append(FslError("a trained model cannot change it", where=place, hint="override its options"))
+        elif key.split(".")[0] not in SECTIONS and OmegaConf.select(config, key) is not None:
+            problems.append(FslError("belongs to training", where=place, hint=f"fsl eval takes {', '.join(SECTIONS)}"))
+        elif key not in keys or each.type is not OverrideType.CHANGE:
+            problems.append(FslError("there is no such key", where=place, hint=close_match(key, ["run", *keys])))
+        else:
+            OmegaConf.update(config, key, each.value())
+    raise_all(problems)
+    return resolve(config)
+
+
+def is_of_eval(override: Override) -> bool:
+    """Whether an override of ``fsl eval`` is its own, not one of the saved configuration."""
+    return override.key_or_group == "run" or override.key_or_group.startswith("hydra.")
