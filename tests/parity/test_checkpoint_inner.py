@@ -30,7 +30,7 @@ def gradients(engine: str, checkpoint: bool, **options) -> dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("engine", ["fast", "loop"])
-@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+@pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("options", [{}, {"adapt": "head"}, {"inner_lr_learning": "per_parameter"}], ids=str)
 def test_gradients_are_those_of_the_unrolled_steps(engine, steps, options):
     unrolled = gradients(engine, False, inner_steps=steps, **options)
@@ -47,7 +47,7 @@ def test_twenty_steps_need_hardly_more_memory_than_one(queries):
 
     def peak(**options) -> float:
         torch.manual_seed(0)
-        algorithm = MAML(Conv4((1, 28, 28)), 64, 5, "fast", inner_lr=0.1, **options)
+        algorithm = MAML(Conv4((1, 28, 28), filters=16), 16, 5, "fast", inner_lr=0.1, **options)
 
         def run() -> None:
             algorithm.zero_grad()
