@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import os
 import re
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     package = folder.name
     _check_name(name, kind, where=f"fsl new {kind}")
     _check_name(package, None, where=f"{IN}={folder}")
+    _check_package(package, folder)
     words = {
         "NAME": name,
         "CLASS": "".join(part.capitalize() for part in name.split("_")),
@@ -75,6 +77,14 @@ def _check_name(name: str, kind: str | None, where: str) -> None:
         raise FslError(f"there is already {kind}={name}", where=where, hint="choose another name")
 
 
+def _check_package(package: str, folder: Path) -> None:
+    """Raise `FslError` for a name that another package has, which would be imported in its place."""
+    spec = importlib.util.find_spec(package)
+    if spec and spec.origin and not Path(spec.origin).is_relative_to(folder):
+        what = f"there is already a package {package}, {spec.origin}"
+        raise FslError(what, where=f"{IN}={folder}", hint="choose another name for the folder")
+
+
 def _write(files: Mapping[Path, str | None], words: Mapping[str, str]) -> None:
     """Write templates with their words filled in, an empty file for None; all of them or none."""
     existing = next((path for path in files if path.exists()), None)
@@ -84,7 +94,7 @@ def _write(files: Mapping[Path, str | None], words: Mapping[str, str]) -> None:
         check_writable(path.parent)
     for path, template in files.items():
         text = (TEMPLATES / f"{template}.txt").read_text() if template else ""
-        write_text(path, re.sub("|".join(words), lambda match: words[match.group()], text))
+        write_text(path, re.sub(rf"\b({'|'.join(words)})\b", lambda match: words[match.group()], text))
         console.say(f"wrote   {os.path.relpath(path)}")
 
 

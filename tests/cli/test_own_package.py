@@ -120,6 +120,7 @@ def test_without_it_one_line_says_what_is_missing_and_how_to_name_it(
         (("algo", "No-Name"), "No-Name is no name for Python"),
         (("algo", "class"), "class is no name for Python"),
         (("algo", "other", "in=a-b"), "a-b is no name for Python"),
+        (("algo", "other", "in=torch"), "there is already a package torch"),
         (("alog", "other"), "did you mean algo?"),
         (("algo",), "takes a kind and a name"),
         (("algo", "other", "out=x"), "out: there is no such option"),
