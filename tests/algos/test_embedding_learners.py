@@ -150,7 +150,7 @@ def test_learns_to_tell_unseen_classes_apart_with_any_ways_and_shots(name):
     algorithm = learner(name)
     assert accuracy(algorithm, TEST) < 0.4
     assert is_at_chance(algorithm, NOISE)
-    train(algorithm, TRAIN, iterations=200)
+    train(algorithm, TRAIN, iterations=120)
     assert accuracy(algorithm, TEST) > (0.6 if name == "relationnet" else 0.8)  # it has more to learn
     one, five = (accuracy(algorithm, EpisodeSampler(UNSEEN, "test", Task(10, shots, 5), 0), 50) for shots in (1, 5))
     assert 0.4 < one < five
@@ -175,7 +175,7 @@ def test_a_copy_trained_with_shuffled_labels_learns_nothing(name):
         return loss(changed(episodes, support_y=support_y, query_y=query_y))
 
     algorithm.loss = broken
-    train(algorithm, TRAIN, iterations=200)
+    train(algorithm, TRAIN, iterations=120)
     assert accuracy(algorithm, TEST, 100) < 0.4
 
 
@@ -189,7 +189,7 @@ def test_with_the_gradient_stopped_at_the_embeddings_it_learns_much_less(name):
 
     torch.manual_seed(0)
     algorithm = METHODS[name](Stopped(MLP(SHAPE, widths=[32])), 32, SHAPE, train_ways=None)
-    train(algorithm, TRAIN, iterations=200)
+    train(algorithm, TRAIN, iterations=120)
     assert accuracy(algorithm, TEST, 100) < 0.4
 
 
