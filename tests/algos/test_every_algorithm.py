@@ -16,7 +16,7 @@ import command_line
 import pytest
 import torch
 import yaml
-from problems import of_embeddings, striped_classes
+from problems import changed, of_embeddings, striped_classes
 from small_training import CPU, everything, is_same, train_settings
 from typing_extensions import is_typeddict
 
@@ -162,31 +162,64 @@ def test_is_tested_with_other_ways_or_says_why_not(name, ways, shots):
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_predictions_do_not_depend_on_the_chunk_and_only_transductive_ones_on_the_other_queries(name):
-    algorithm = steps(training(name), 1).algorithm.eval()
-    episodes = EpisodeSampler(CLASSES, "test", Task(WAYS, 2, 3), 0).batch(0, 4)
-    with torch.no_grad():
-        logits = algorithm.predict(episodes)
-        parts = torch.cat([algorithm.predict(part) for part in episodes.split(3)])
-        fewer = copy.copy(episodes)
-        object.__setattr__(fewer.query, "x", episodes.query.x[:, 2:7])
-        object.__setattr__(fewer, "query_y", episodes.query.y[:, 2:7])
-        alone = algorithm.predict(fewer)
-    torch.testing.assert_close(parts, logits, rtol=1e-3, atol=1e-4)
-    assert torch.allclose(alone, logits[:, 2:7], rtol=1e-3, atol=1e-4) is not algorithm.transductive
+def test_options_of_the_training_episodes_are_used():
+    for name in NAMES:
+        algorithm, config = made(name)  # with train_ways 4, train_shots 3 and train_queries 2 where there is such an option
+        has_ways, has_shots, has_queries = (f"train_{what}" in config["algo"] for what in ("ways", "shots", "queries"))
+        expected = Task(4 if has_ways else 5, 3 if has_shots else 1, 2 if has_queries else 7)
+        if name in ("baseline", "baselinepp", "finetune", "simpleshot"):
+            expected = Task(4, 1, 1)  # a mini-batch with two images of each class
+        assert algorithm.train_task(Task(5, 1, 7)) == expected, name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_loss_does_not_depend_on_the_chunk(name):
-    one, other = (training(name).algorithm.train() for _ in range(2))
-    task = one.train_task(Task(WAYS, 1, 2))
-    episodes = EpisodeSampler(CLASSES, "train", task, 0).batch(0, 4)
-    torch.manual_seed(0)
-    whole = one.loss(episodes).loss
-    torch.manual_seed(0)
-    parts = [other.loss(part).loss * len(part) / 4 for part in episodes.split(2)]
-    torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-5)
+PREDICTIONS = [
+    (name, " ".join(word for word in (option, normalised) if word))
+    for name, option in VARIANTS
+    for normalised in (("batch_norm=inductive", "batch_norm=transductive") if "batch_norm" in composed(name)["algo"] else ("",))
+    if not ("batch_norm" in option and normalised)
+] + [("mamlpp", "batch_norm=running")]
+
+
+@pytest.mark.parametrize(("name", "option"), PREDICTIONS)
+def test_predictions_change_nothing_and_depend_on_other_queries_only_if_transductive(name, option):
+    algorithm = steps(training(name, option=option), 1).algorithm.double()
+    episodes = EpisodeSampler(CLASSES, "test", Task(WAYS, 2, 3), 0).batch(0, 4).to(dtype=torch.float64)
+    before = everything(algorithm)
+    logits = algorithm.predict(episodes)
+    assert is_same(everything(algorithm), before)
+    assert not logits.requires_grad
+    assert torch.equal(algorithm.eval().predict(episodes), logits)
+
+    exact = {"rtol": 1e-7, "atol": 1e-9}
+    torch.testing.assert_close(torch.cat([algorithm.predict(part) for part in episodes.split(3)]), logits, **exact)
+    for rows in ([3, 0, 5, 1, 8, 4, 2, 7, 6], [2, 3, 4, 5, 6]):
+        some = changed(episodes, query_x=episodes.query.x[:, rows], query_y=episodes.query.y[:, rows])
+        independent = len(rows) == 9 or not algorithm.transductive
+        assert torch.allclose(algorithm.predict(some), logits[:, rows], **exact) is independent
+    assert not (algorithm.embeds and algorithm.transductive)
+    if "batch_norm=" in option:
+        assert algorithm.transductive is ("batch_norm=transductive" in option)
+
+
+@pytest.mark.parametrize(("name", "option"), VARIANTS)
+def test_the_loss_and_its_gradient_do_not_depend_on_the_chunk(name, option):
+    whole, parts = (training(name, option=option).algorithm.double() for _ in range(2))
+    task = whole.train_task(Task(WAYS, 1, 2))
+    episodes = EpisodeSampler(CLASSES, "train", task, 0).batch(0, 4).to(dtype=torch.float64)
+    step = whole.loss(episodes)
+    assert not step.outputs.requires_grad
+    losses = [parts.loss(part).loss * len(part) / 4 for part in episodes.split(3)]
+    exact = {"rtol": 1e-7, "atol": 1e-9}
+    torch.testing.assert_close(sum(losses), step.loss, **exact)
+    for one, other in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, **exact)  # running averages
+    if step.loss.requires_grad:
+        step.loss.backward()
+        sum(losses).backward()
+        for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+            assert (one.grad is None) is (other.grad is None)
+            if one.grad is not None:
+                torch.testing.assert_close(one.grad, other.grad, **exact)
 
 
 @pytest.mark.parametrize(("name", "option"), VARIANTS)
