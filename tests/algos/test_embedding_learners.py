@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from problems import TinyNet, changed, random_episodes
-from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
+from small_training import accuracy, faint_patterns, is_at_chance, noise_classes, train
 from torch import nn
 
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
@@ -75,35 +75,10 @@ def test_every_parameter_has_a_gradient_and_it_is_the_finite_difference(name):
 
 
 @EVERY
-def test_the_loss_is_of_each_episode_by_itself_whatever_the_chunk(name):
-    episodes = random_episodes(tasks=5)
-    episodes = changed(episodes, seeds=torch.arange(5))
-    whole, parts = tiny(name), tiny(name)
-    loss = whole.loss(episodes).loss
-    pieces = [parts.loss(part).loss * len(part) / 5 for part in episodes.split(2)]
-    torch.testing.assert_close(sum(pieces), loss, **EXACT)
-    for mine, theirs in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, theirs, **EXACT)
-
-
-@EVERY
 def test_logits_of_training_are_the_transductive_predictions(name):
     algorithm, episodes = tiny(name), random_episodes(shots=2)
     transductive = tiny(name, batch_norm="transductive")
     torch.testing.assert_close(algorithm.loss(episodes).outputs, transductive.predict(episodes), **EXACT)
-
-
-@EVERY
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-def test_predict_changes_nothing_and_only_transductive_ones_look_at_other_queries(name, batch_norm):
-    algorithm, episodes = tiny(name, batch_norm=batch_norm), random_episodes(queries=4)
-    before = everything(algorithm)
-    logits = algorithm.predict(episodes)
-    assert not logits.requires_grad
-    assert is_same(everything(algorithm), before)
-    fewer = algorithm.predict(changed(episodes, query_x=episodes.query.x[:, 3:5], query_y=episodes.query.y[:, 3:5]))
-    assert torch.allclose(fewer, logits[:, 3:5], **EXACT) is not algorithm.transductive
-    assert algorithm.transductive is (batch_norm == "transductive")
 
 
 @EVERY

@@ -170,6 +170,10 @@ def test_options_of_the_training_episodes_are_used():
         if name in ("baseline", "baselinepp", "finetune", "simpleshot"):
             expected = Task(4, 1, 1)  # a mini-batch with two images of each class
         assert algorithm.train_task(Task(5, 1, 7)) == expected, name
+        for what in ("ways", "shots", "queries"):  # null, except for mini-batches
+            if f"train_{what}" in config["algo"] and expected != Task(4, 1, 1):
+                setattr(algorithm, f"train_{what}", None)
+        assert algorithm.train_task(Task(5, 1, 7)) == (expected if expected == Task(4, 1, 1) else Task(5, 1, 7)), name
 
 
 PREDICTIONS = [

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from problems import TinyNet, random_episodes
-from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
+from small_training import accuracy, faint_patterns, is_at_chance, noise_classes, train
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -40,11 +40,6 @@ def learner(kind: type[IMAML] = IMAML, **options) -> IMAML:
     torch.manual_seed(0)
     options = {"regularization": 0.5, "inner_steps": 4, "inner_lr": 0.4, "cg_steps": 3, "cg_damping": 1.0} | options
     return kind(MLP(SHAPE, widths=[32]), 32, TASK.ways, **options)
-
-
-def some_queries(episodes: Episodes, queries: slice) -> Episodes:
-    query_x, query_y = episodes.query.x[:, queries], episodes.query.y[:, queries]
-    return Episodes(episodes.support, Examples(query_x, query_y), episodes.problem)
 
 
 def loss_and_gradients(algorithm: IMAML, episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
@@ -198,21 +193,6 @@ def test_a_large_lambda_leaves_theta_where_it_is_and_the_gradient_is_that_of_the
 
 
 # --- prediction
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-def test_predict_changes_nothing_and_only_transductive_ones_depend_on_the_other_queries(engine, batch_norm):
-    algorithm, episodes = imaml(engine, batch_norm=batch_norm), random_episodes(5, queries=4, tasks=4)
-    algorithm.loss(random_episodes()).loss.backward()
-    before = everything(algorithm)
-    logits = algorithm.predict(episodes)
-    assert is_same(everything(algorithm), before)
-    assert not logits.requires_grad
-    parts = torch.cat([algorithm.predict(part) for part in episodes.split(3)])
-    torch.testing.assert_close(parts, logits, **EXACT)
-    fewer = algorithm.predict(some_queries(episodes, slice(3, 8)))
-    assert torch.allclose(fewer, logits[:, 3:8], **EXACT) is (batch_norm == "inductive")
 
 
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])

@@ -194,18 +194,6 @@ def test_constant_step_sizes_are_no_parameters_and_not_logged():
     assert algorithm.loss(TRAIN.batch(0, 2)).metrics == {}
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_loss_is_the_mean_of_the_episodes_whatever_the_chunk(variant):
-    algorithm, episodes = maml(**variant), random_episodes(tasks=5)
-    loss = algorithm.loss(episodes).loss
-    pieces = [algorithm.loss(part).loss * len(part) / 5 for part in episodes.split(2)]
-    torch.testing.assert_close(sum(pieces), loss, **EXACT)
-
-
-def test_logits_of_a_step_carry_no_graph():
-    assert not maml().loss(random_episodes()).outputs.requires_grad
-
-
 # --- prediction
 
 
@@ -224,15 +212,6 @@ def test_predict_changes_nothing(engine, training, ways):
     assert torch.equal(algorithm.predict(episodes), logits)
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-def test_predict_changes_nothing_in_any_variant(variant, batch_norm):
-    algorithm = maml(**variant, batch_norm=batch_norm)
-    before = everything(algorithm)
-    algorithm.predict(random_episodes())
-    assert is_same(everything(algorithm), before)
-
-
 @pytest.mark.parametrize("engine", ["vmap", "loop", "learn2learn"])
 @pytest.mark.parametrize("adapt", ["all", "head"])
 def test_inductive_predictions_do_not_depend_on_the_other_queries_and_transductive_ones_do(engine, adapt):
@@ -242,18 +221,6 @@ def test_inductive_predictions_do_not_depend_on_the_other_queries_and_transducti
         assert algorithm.transductive is not independent
         fewer = algorithm.predict(select(episodes, slice(3, 5)))
         assert torch.allclose(fewer, algorithm.predict(episodes)[:, 3:5], **EXACT) is independent
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-def test_predictions_do_not_depend_on_the_other_episodes_nor_on_the_order_of_the_queries(variant, batch_norm):
-    algorithm, episodes = maml(**variant, batch_norm=batch_norm), random_episodes(tasks=5)
-    logits = algorithm.predict(episodes)
-    for size in (1, 2, 5):
-        parts = torch.cat([algorithm.predict(part) for part in episodes.split(size)])
-        torch.testing.assert_close(parts, logits, **EXACT)
-    order = [3, 0, 5, 1, 4, 2]
-    torch.testing.assert_close(algorithm.predict(select(episodes, order)), logits[:, order], **EXACT)
 
 
 def test_a_fresh_initialisation_is_blind_to_the_order_of_the_labels():
@@ -391,8 +358,3 @@ def test_a_trained_network_is_at_chance_when_query_labels_are_shuffled(trained):
             return Episodes(episodes.support, Examples(episodes.query.x, labels), episodes.problem)
 
     assert is_at_chance(trained, Shuffled(faint_patterns(seed=1), "test", TASK, 0))
-
-
-def test_train_task_is_the_tested_task_with_its_own_queries():
-    assert MAML(TinyNet(), 4, 5).train_task(Task(5, 1, 15)) == Task(5, 1, 15)
-    assert MAML(TinyNet(), 4, 5, train_queries=3).train_task(Task(5, 1, 15)) == Task(5, 1, 3)

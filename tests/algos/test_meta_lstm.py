@@ -192,14 +192,6 @@ def test_other_ways_start_from_the_mean_row_of_the_head(ways):
     assert is_same(everything(algorithm), before)
 
 
-def test_an_inductive_query_is_alone():
-    episodes = random_episodes(queries=4)
-    fewer = changed(episodes, query_x=episodes.query.x[:, 3:5], query_y=episodes.query.y[:, 3:5])
-    for batch_norm, independent in (("inductive", True), ("transductive", False)):
-        algorithm = meta_lstm(batch_norm=batch_norm)
-        assert torch.allclose(algorithm.predict(fewer), algorithm.predict(episodes)[:, 3:5], **EXACT) is independent
-
-
 def test_an_engine_that_cannot_do_it_says_so():
     with pytest.raises(FslError, match=r"hardware.engine: learn2learn is not valid"):
         meta_lstm("learn2learn")

@@ -11,7 +11,7 @@ from closed_form import SHAPE, TASK, TEST, TRAIN, gradient_is_the_finite_differe
 from problems import TinyNet, random_episodes
 from scipy.optimize import minimize
 from sklearn.svm import LinearSVC
-from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
+from small_training import accuracy, faint_patterns, is_at_chance, noise_classes, train
 
 from fsl_cli.algos.common.crammer_singer import dual_variables
 from fsl_cli.algos.metaoptnet import MetaOptNet
@@ -154,23 +154,6 @@ def test_loss_has_a_gradient_for_every_parameter_and_it_is_the_finite_difference
 
 def test_scale_is_logged():
     assert metaoptnet(init_scale=2.5).loss(random_episodes()).metrics["scale"].item() == 2.5
-
-
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-def test_predict_changes_nothing(batch_norm):
-    algorithm, episodes = metaoptnet(batch_norm=batch_norm), random_episodes()
-    algorithm.loss(episodes).loss.backward()
-    before = everything(algorithm)
-    assert not algorithm.predict(episodes).requires_grad
-    assert is_same(everything(algorithm), before)
-    assert algorithm.embeds is not algorithm.transductive
-
-
-def test_train_task_is_the_tested_task_with_what_is_set():
-    task = Task(5, 1, 15)
-    made = MetaOptNet(TinyNet(), train_ways=8, train_shots=4, train_queries=6)
-    assert made.train_task(task) == Task(8, 4, 6)
-    assert MetaOptNet(TinyNet(), train_ways=None, train_shots=None, train_queries=None).train_task(task) == task
 
 
 def test_noise_is_classified_at_chance():

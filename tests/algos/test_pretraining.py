@@ -10,7 +10,7 @@ import torch
 from closed_form import SHAPE, TASK, TEST, normal
 from problems import TinyNet, of_embeddings, random_episodes
 from sklearn.neighbors import NearestCentroid
-from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
+from small_training import accuracy, faint_patterns, is_at_chance, is_same, noise_classes, train
 from torch import nn
 from torch.nn import functional as F
 
@@ -97,15 +97,6 @@ def test_loading_the_same_number_of_classes_keeps_the_parameters_that_an_optimiz
     before = [id(each) for each in algorithm.parameters()]
     algorithm.load_state_dict(tiny(Baseline).state_dict())
     assert [id(each) for each in algorithm.parameters()] == before
-
-
-@pytest.mark.parametrize("cls", METHODS)
-def test_predict_changes_nothing(cls):
-    algorithm, episodes = tiny(cls), random_episodes()
-    algorithm.loss(mini_batches()).loss.backward()
-    before = everything(algorithm)
-    assert not algorithm.predict(episodes).requires_grad
-    assert is_same(everything(algorithm), before)
 
 
 # --- what is done with the features

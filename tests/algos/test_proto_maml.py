@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from problems import TinyNet, random_episodes
-from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
+from small_training import accuracy, faint_patterns, is_at_chance, noise_classes, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -37,11 +37,6 @@ def proto_maml(engine: str = "vmap", ways: int = 3, **options) -> ProtoMAML:
 def learner(**options) -> ProtoMAML:
     torch.manual_seed(0)
     return ProtoMAML(MLP(SHAPE, widths=[32]), 32, TASK.ways, **options)
-
-
-def some_queries(episodes: Episodes, queries: slice) -> Episodes:
-    query_x, query_y = episodes.query.x[:, queries], episodes.query.y[:, queries]
-    return Episodes(episodes.support, Examples(query_x, query_y), episodes.problem)
 
 
 def slowly_adapted(algorithm: ProtoMAML, episodes: Episodes, task: int, steps: int) -> nn.Module:
@@ -140,14 +135,6 @@ def test_engines_agree_on_the_loss_and_its_gradient(options):
             assert gradients[name].abs().max() < 1e-12, name
 
 
-def test_steps_from_checkpoints_have_the_same_gradient():
-    for engine in ("loop", "fast"):
-        plain, saving = (proto_maml(engine, inner_steps=4, checkpoint_inner=which) for which in (False, True))
-        expected = loss_and_gradients(plain, random_episodes())[1]
-        for name, each in loss_and_gradients(saving, random_episodes())[1].items():
-            torch.testing.assert_close(each, expected[name], **EXACT, msg=name)
-
-
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
 @pytest.mark.parametrize("options", [{"inner_steps": 2}, {"inner_lr_learning": "per_layer"}], ids=str)
 def test_outer_gradient_is_the_finite_difference_through_the_prototypes_too(engine, options):
@@ -185,21 +172,6 @@ def test_learn2learn_cannot_start_from_prototypes_and_that_is_said():
 # --- prediction
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-def test_predict_changes_nothing_and_only_transductive_ones_depend_on_the_other_queries(engine, batch_norm):
-    algorithm, episodes = proto_maml(engine, batch_norm=batch_norm), random_episodes(5, queries=4, tasks=4)
-    algorithm.loss(random_episodes()).loss.backward()
-    before = everything(algorithm)
-    logits = algorithm.predict(episodes)
-    assert is_same(everything(algorithm), before)
-    assert not logits.requires_grad
-    parts = torch.cat([algorithm.predict(part) for part in episodes.split(3)])
-    torch.testing.assert_close(parts, logits, **EXACT)
-    fewer = algorithm.predict(some_queries(episodes, slice(3, 8)))
-    assert torch.allclose(fewer, logits[:, 3:8], **EXACT) is (batch_norm == "inductive")
-
-
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 def test_noise_is_classified_at_chance(batch_norm):
     assert is_at_chance(learner(batch_norm=batch_norm), EpisodeSampler(noise_classes(), "test", TASK, 0))
@@ -223,15 +195,6 @@ def test_learns_to_tell_unseen_classes_apart(trained):
 def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
     one, five = (accuracy(trained, EpisodeSampler(TEST.source, "test", Task(20, shots, 5), 0), 40) for shots in (1, 5))
     assert 0.5 < one < five
-
-
-def test_accuracy_is_reported_after_each_number_of_steps(trained):
-    episodes = TEST.batch(0, 20)
-    assert trained.curve_points(TASK) == {"inner_steps": [0, 1, 3]}
-    along = trained.score(episodes, curves=True)["inner_steps"]
-    assert along.shape == (20, 3)
-    last = (trained.predict(episodes).argmax(-1) == episodes.query.y).double().mean(-1)
-    assert torch.equal(along[:, 2], last)
 
 
 class ShuffledSupport(ProtoMAML):

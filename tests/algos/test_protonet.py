@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import TinyNet, random_episodes
 from scipy.spatial.distance import cdist
-from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
+from small_training import accuracy, faint_patterns, is_at_chance, is_same, noise_classes, train
 from torch import nn
 
 from fsl_cli.algos.common.prototypes import class_means, cosine_distance, squared_euclidean
@@ -38,15 +38,6 @@ def learner(**options) -> ProtoNet:
 
 def normal(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
-
-
-def some_queries(episodes: Episodes, keep: slice) -> Episodes:
-    query_x, query_y = episodes.query.x[:, keep], episodes.query.y[:, keep]
-    return Episodes(episodes.support, Examples(query_x, query_y), episodes.problem)
-
-
-def in_other_order(episodes: Episodes, order: list[int]) -> Episodes:
-    return Episodes(episodes.support, Examples(episodes.query.x[:, order], episodes.query.y[:, order]), episodes.problem)
 
 
 # --- the equations
@@ -147,45 +138,7 @@ def test_training_moves_the_averages_of_batch_normalisation_as_torch_does_one_ep
     torch.testing.assert_close(algorithm.backbone.norm.running_var, norm.running_var, **EXACT)
 
 
-def test_loss_is_the_mean_of_the_episodes_whatever_the_chunk():
-    episodes = random_episodes(tasks=5)
-    whole, parts = protonet(), protonet()
-    loss = whole.loss(episodes).loss
-    pieces = [parts.loss(part).loss * len(part) / 5 for part in episodes.split(2)]
-    torch.testing.assert_close(sum(pieces), loss, **EXACT)
-    assert is_same(whole.state_dict(), parts.state_dict())
-
-
-def test_train_task_is_the_tested_task_with_what_is_set():
-    task = Task(5, 1, 15)
-    assert ProtoNet(TinyNet()).train_task(task) == Task(60, 1, 5)
-    assert ProtoNet(TinyNet(), train_ways=None, train_queries=None).train_task(task) == task
-    assert ProtoNet(TinyNet(), train_ways=20, train_shots=2, train_queries=3).train_task(task) == Task(20, 2, 3)
-
-
 # --- prediction
-
-
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-@pytest.mark.parametrize("training", [True, False])
-def test_predict_changes_nothing(batch_norm, training):
-    algorithm, episodes = protonet(batch_norm=batch_norm).train(training), random_episodes()
-    algorithm.loss(episodes).loss.backward()
-    before = everything(algorithm)
-    logits = algorithm.predict(episodes)
-    assert not logits.requires_grad
-    assert is_same(everything(algorithm), before)
-    assert torch.equal(algorithm.predict(episodes), logits)
-
-
-@pytest.mark.parametrize("distance", ["sqeuclidean", "cosine"])
-def test_inductive_predictions_do_not_depend_on_the_other_queries_and_transductive_ones_do(distance):
-    episodes = random_episodes(queries=4)
-    for batch_norm, independent in (("inductive", True), ("transductive", False)):
-        algorithm = protonet(batch_norm=batch_norm, distance=distance)
-        assert algorithm.transductive is not independent
-        fewer = algorithm.predict(some_queries(episodes, slice(3, 5)))
-        assert torch.allclose(fewer, algorithm.predict(episodes)[:, 3:5], **EXACT) is independent
 
 
 def test_embeddings_are_of_each_image_by_itself_and_only_inductive_ones_are_offered():
@@ -193,17 +146,6 @@ def test_embeddings_are_of_each_image_by_itself_and_only_inductive_ones_are_offe
     one_by_one = torch.cat([algorithm.embed(image[None]) for image in images])
     torch.testing.assert_close(algorithm.embed(images), one_by_one, **EXACT)
     assert [protonet(batch_norm=mode).embeds for mode in ("inductive", "transductive")] == [True, False]
-
-
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-def test_predictions_do_not_depend_on_the_other_episodes_nor_on_the_order_of_the_queries(batch_norm):
-    algorithm, episodes = protonet(batch_norm=batch_norm), random_episodes(tasks=5)
-    logits = algorithm.predict(episodes)
-    for size in (1, 2, 5):
-        parts = torch.cat([algorithm.predict(part) for part in episodes.split(size)])
-        torch.testing.assert_close(parts, logits, **EXACT)
-    order = [3, 0, 5, 1, 4, 2]
-    torch.testing.assert_close(algorithm.predict(in_other_order(episodes, order)), logits[:, order], **EXACT)
 
 
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])

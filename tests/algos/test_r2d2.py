@@ -8,7 +8,7 @@ import torch
 from closed_form import SHAPE, TASK, TEST, TRAIN, gradient_is_the_finite_difference, normal, shuffled, without_gradient
 from problems import TinyNet, of_embeddings, random_episodes
 from sklearn.linear_model import Ridge
-from small_training import accuracy, everything, faint_patterns, is_at_chance, is_same, noise_classes, train
+from small_training import accuracy, faint_patterns, is_at_chance, noise_classes, train
 from torch import nn
 
 from fsl_cli.algos.r2d2 import R2D2, ridge_regression
@@ -102,24 +102,7 @@ def test_lambda_and_alpha_are_learned_stay_positive_and_are_logged():
     assert not torch.isclose(after["lambda"], metrics["lambda"])
 
 
-def test_train_task_is_the_tested_task_with_what_is_set():
-    task = Task(5, 1, 15)
-    assert R2D2(TinyNet()).train_task(task) == Task(16, 1, 5)
-    assert R2D2(TinyNet(), train_ways=None, train_shots=3, train_queries=None).train_task(task) == Task(5, 3, 15)
-
-
 # --- prediction
-
-
-@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
-def test_predict_changes_nothing(batch_norm):
-    algorithm, episodes = r2d2(batch_norm=batch_norm), random_episodes()
-    algorithm.loss(episodes).loss.backward()
-    before = everything(algorithm)
-    logits = algorithm.predict(episodes)
-    assert not logits.requires_grad
-    assert is_same(everything(algorithm), before)
-    assert algorithm.embeds is not algorithm.transductive
 
 
 def test_mixed_precision_keeps_out_of_the_regression():

@@ -166,16 +166,6 @@ def test_a_symmetric_head_is_the_mean_over_all_orders_of_the_labels(engine):
     assert algorithm.net.head.weight.grad.abs().max() > 1e-3
 
 
-def test_the_gradient_does_not_depend_on_the_chunk():
-    episodes = seeded(random_episodes(tasks=5))
-    whole, parts = reptile(), reptile()
-    whole.loss(episodes).loss.backward()
-    for part in episodes.split(2):
-        (parts.loss(part).loss * len(part) / 5).backward()
-    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, **EXACT)
-
-
 # --- prediction
 
 
@@ -193,14 +183,6 @@ def test_prediction_is_the_network_that_torch_trains(ways):
     torch.testing.assert_close(algorithm.score(episodes, curves=True)["inner_steps"], torch.stack(curve, dim=1), **EXACT)
     assert algorithm.curve_points(TASK) == {"inner_steps": [0, 2, 6]}
     assert is_same(everything(algorithm), before)
-
-
-def test_an_inductive_query_is_alone():
-    episodes = seeded(random_episodes(queries=4))
-    fewer = changed(episodes, query_x=episodes.query.x[:, 3:5], query_y=episodes.query.y[:, 3:5])
-    for batch_norm, independent in (("inductive", True), ("transductive", False)):
-        algorithm = reptile(batch_norm=batch_norm)
-        assert torch.allclose(algorithm.predict(fewer), algorithm.predict(episodes)[:, 3:5], **EXACT) is independent
 
 
 def test_training_tasks_have_their_own_shots_and_augmented_copies_are_seen():
