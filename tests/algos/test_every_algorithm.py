@@ -166,14 +166,14 @@ def test_options_of_the_training_episodes_are_used():
     for name in NAMES:
         algorithm, config = made(name)  # with train_ways 4, train_shots 3 and train_queries 2 where there is such an option
         has_ways, has_shots, has_queries = (f"train_{what}" in config["algo"] for what in ("ways", "shots", "queries"))
-        expected = Task(4 if has_ways else 5, 3 if has_shots else 1, 2 if has_queries else 7)
+        expected = Task(4 if has_ways else 5, 3 if has_shots else 2, 2 if has_queries else 7)
         if name in ("baseline", "baselinepp", "finetune", "simpleshot"):
             expected = Task(4, 1, 1)  # a mini-batch with two images of each class
-        assert algorithm.train_task(Task(5, 1, 7)) == expected, name
+        assert algorithm.train_task(Task(5, 2, 7)) == expected, name
         for what in ("ways", "shots", "queries"):  # null, except for mini-batches
             if f"train_{what}" in config["algo"] and expected != Task(4, 1, 1):
                 setattr(algorithm, f"train_{what}", None)
-        assert algorithm.train_task(Task(5, 1, 7)) == (expected if expected == Task(4, 1, 1) else Task(5, 1, 7)), name
+        assert algorithm.train_task(Task(5, 2, 7)) == (expected if expected == Task(4, 1, 1) else Task(5, 2, 7)), name
 
 
 PREDICTIONS = [
