@@ -42,6 +42,11 @@ class Trackers:
             if each:
                 each.log(iteration, values)
 
+    @property
+    def keeps_pictures(self) -> bool:
+        """Whether a picture would be kept; to draw one for nobody takes most of a second."""
+        return self._wandb is not None and not self._wandb.run.disabled
+
     def picture(self, iteration: int, name: str, png: Path) -> None:
         """Record a picture."""
         if self._wandb:

@@ -196,10 +196,11 @@ class Experiment:
         )
         if "curves" in results:
             trackers.picture(self.training.progress.iteration, "test/curves", self.folder.curves)
-        with tempfile.TemporaryDirectory() as scratch:
-            picture = Path(scratch) / "episode.png"
-            _draw(self.parts, self.validation, picture)
-            trackers.picture(self.training.progress.iteration, "val/episode", picture)
+        if trackers.keeps_pictures:
+            with tempfile.TemporaryDirectory() as scratch:
+                picture = Path(scratch) / "episode.png"
+                _draw(self.parts, self.validation, picture)
+                trackers.picture(self.training.progress.iteration, "val/episode", picture)
         trackers.checkpoint(path, {"test_accuracy": results["accuracy"]["mean"], **self.settings.task.model_dump()})
         return results
 
