@@ -26,7 +26,7 @@ import sys, time
 import torch
 import benchmark_rows as rows
 from fsl_cli.compute import hardware
-from fsl_cli.datasets.class_images import ClassImages
+from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.training import Training
 

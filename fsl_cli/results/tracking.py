@@ -34,7 +34,7 @@ class Trackers:
     @property
     def where(self) -> str:
         """Where the run can be looked at."""
-        return self._wandb.where if self._wandb else ""
+        return self._wandb.where if self._wandb else "disabled"
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
         """Record metrics of an iteration."""
@@ -45,7 +45,7 @@ class Trackers:
     @property
     def keeps_pictures(self) -> bool:
         """Whether a picture would be kept; to draw one for nobody takes most of a second."""
-        return self._wandb is not None and not self._wandb.run.disabled
+        return self._wandb is not None
 
     def picture(self, iteration: int, name: str, png: Path) -> None:
         """Record a picture."""

@@ -19,7 +19,7 @@ from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.results import checkpoint
 from fsl_cli.results.run_folder import RunFolder
-from fsl_cli.results.tracking import JsonLines, Trackers, WandbRun
+from fsl_cli.results.tracking import JsonLines, Trackers, WandbRun, resolve_mode
 from fsl_cli.run import meta_test as report
 from fsl_cli.run.lifecycle import Life
 from fsl_cli.run.parts import Parts, assemble, build_optimizer
@@ -89,14 +89,17 @@ class Experiment:
         lines = JsonLines(self.folder.metrics, upto=self.training.progress.iteration)
         stack.callback(lines.finish, 0)
         wandb = self._wandb_run()
-        stack.push(lambda kind, error, trace: wandb.finish(0 if kind is None else 1))
+        if wandb:
+            stack.push(lambda kind, error, trace: wandb.finish(0 if kind is None else 1))
         trackers = Trackers(lines, wandb)
         self.wandb_id = trackers.wandb_id
         self._header(trackers)
         return trackers
 
-    def _wandb_run(self) -> WandbRun:
+    def _wandb_run(self) -> WandbRun | None:
         chosen = self.settings.wandb
+        if resolve_mode(chosen.mode) == "disabled":
+            return None
         return WandbRun(
             self.folder.path,
             self.config,
