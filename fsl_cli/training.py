@@ -29,7 +29,7 @@ class Progress:
     Attributes:
         iteration: outer steps done.
         seconds: wall-clock time of training, without validation.
-        best_accuracy: best validation accuracy so far.
+        best_score: best validation score so far, the headline score of the problem; None: no validation yet.
         best_iteration: where it was reached.
         stale: validations since then.
         validated: iteration of the latest validation.
@@ -38,11 +38,20 @@ class Progress:
 
     iteration: int = 0
     seconds: float = 0.0
-    best_accuracy: float = -1.0
+    best_score: float | None = None
     best_iteration: int = 0
     stale: int = 0
     validated: int = 0
     window: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> Progress:
+        """From a checkpoint; those of fsl 0.1.0 call the best score ``best_accuracy``, -1 before a validation."""
+        values = dict(saved)
+        if "best_accuracy" in values:
+            best = values.pop("best_accuracy")
+            values["best_score"] = None if best < 0 else best
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Hooks:
 
     Attributes:
         log: metrics of an iteration.
-        validate: scores the algorithm on the validation split: mean accuracy and metrics to log.
+        validate: scores the algorithm on the validation split: what to log, the headline score of the problem among it.
         save: writes a checkpoint; called with whether it is the best so far.
         advance: called after every iteration.
     """
@@ -157,7 +166,7 @@ class Training:
         """Gradients of a share of the iteration's episodes, ``size`` of them at a time.
 
         Returns:
-            The share's part of the loss, the accuracy and the algorithm's metrics, on the device.
+            The share's part of the loss, the headline score and the algorithm's metrics, on the device.
         """
         count = self.settings.meta_batch
         values: dict[str, Tensor] = {}
@@ -196,7 +205,7 @@ class Training:
         """Go on from a `state_dict`; the weights of the algorithm are loaded separately."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.from_saved(state["progress"])
         scheduler = self.scheduler  # the end may be another one now: the rate of the old schedule is saved with the optimizer
         for group, base, factor in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
             group["lr"] = base * factor(self.progress.iteration)
@@ -225,11 +234,13 @@ class Training:
         progress = self.progress
         values = hooks.validate()
         with held_back():
-            improved = values["val/accuracy"] > progress.best_accuracy
+            headline = self.sampler.problem.headline
+            score, best = values[f"val/{headline.name}"], progress.best_score
+            improved = best is None or headline.better(score, best)
             progress.validated = progress.iteration
             progress.stale = 0 if improved else progress.stale + 1
             if improved:
-                progress.best_accuracy, progress.best_iteration = values["val/accuracy"], progress.iteration
+                progress.best_score, progress.best_iteration = score, progress.iteration
             hooks.log(progress.iteration, values)
             hooks.save(improved)
 

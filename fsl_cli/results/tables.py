@@ -12,17 +12,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fsl_cli.errors import FslError
 from fsl_cli.results.files import read_json, write_text
+from fsl_cli.results.results import read_results
 from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.show import console
 
-COLUMNS = ("run", "algo", "dataset", "ways", "shots", "seed", "episodes", "accuracy %", "± 95% CI", "mode", "state")
+SCORE = "accuracy %"  # stands for the headline scores of the rows, see `named`
+COLUMNS = ("run", "algo", "dataset", "ways", "shots", "seed", "episodes", SCORE, "± 95% CI", "mode", "state")
 
 
 def with_columns(further: Iterable[str]) -> tuple[str, ...]:
     """The columns of a table with some more behind the first, but none that says again what another one says."""
     said = {"algo", "dataset", "seed", "task.ways", "task.shots"}
     return (COLUMNS[0], *(name for name in further if name not in said), *COLUMNS[1:])
+
+
+def named(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
+    """The columns with the headline scores of the rows, those of each kind of problem in a column of their own."""
+    others = {*COLUMNS, *columns}
+    labels = list(dict.fromkeys(name for each in rows if each.get("episodes") for name in each if name not in others))
+    classified = any(each.get(SCORE) for each in rows)
+    at = list(columns).index(SCORE)
+    return (*columns[:at], *([SCORE] if classified or not labels else []), *labels, *columns[at + 1 :])
 
 
 def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
@@ -34,7 +46,11 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
         error: why the latest attempt has left no results there, whatever an earlier one has left.
     """
     run = RunFolder(folder)
-    results, status = read_json(run.results), read_json(run.status) or {"state": "failed"}
+    results, status = None, read_json(run.status) or {"state": "failed"}
+    try:
+        results = read_results(run.results)
+    except FslError as unreadable:
+        error = str(unreadable)
     if error is not None:
         status = {"state": "failed", "error": error}
     state = str(status["state"])
@@ -44,15 +60,17 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
         reason = str(status.get("error", "no results"))
         known = described(run.read_config()) if run.config.is_file() else {}
         return {**dict.fromkeys(COLUMNS, ""), **known, **status.get("task", {}), "run": name, "state": f"{state}: {reason}"}
-    accuracy = results["accuracy"]
+    headline, score = results.headline, results.score
     return {
         "run": name,
-        **{key: str(results[key]) for key in ("algo", "dataset", "seed")},
-        **{key: str(results["task"][key]) for key in ("ways", "shots")},
-        "episodes": str(accuracy["n"]),
-        "accuracy %": f"{100 * accuracy['mean']:.2f}",
-        "± 95% CI": f"{100 * accuracy['ci95']:.2f}",
-        "mode": "transductive" if results["transductive"] else "inductive",
+        "algo": results.algo,
+        "dataset": results.dataset,
+        "seed": str(results.seed),
+        **{key: str(results.task.get(key, "")) for key in ("ways", "shots")},
+        "episodes": str(score.n),
+        headline.label: headline.number(score.mean),
+        "± 95% CI": headline.half_width(score.mean, score.ci95),
+        "mode": results.mode,
         "state": state,
     }
 
@@ -60,13 +78,13 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
 def described(config: Mapping[str, Any]) -> dict[str, str]:
     """What a configuration says of a run that has no results."""
     known = {"algo": config["algo"]["name"], "dataset": config["dataset"]["name"], "seed": config["seed"]}
-    return {key: str(value) for key, value in (known | config["task"]).items() if key in COLUMNS}
+    return {key: str(value) for key, value in (known | config["task"]).items() if key in COLUMNS and value is not None}
 
 
 def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> str:
     """Rows as a Markdown table."""
     lines = [list(columns), ["---"] * len(columns)]
-    lines += [[each[column].replace("|", "\\|") for column in columns] for each in rows]
+    lines += [[each.get(column, "").replace("|", "\\|") for column in columns] for each in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -81,9 +99,10 @@ def comma_separated(rows: Sequence[dict[str, str]], columns: Sequence[str] = COL
 
 def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path, columns: Sequence[str] = COLUMNS) -> int:
     """Write and print a table. Returns 1 if a run in it has failed, else 0."""
+    columns = named(columns, rows)
     write_text(markdown_file, markdown(rows, columns))
     write_text(csv_file, comma_separated(rows, columns))
-    console.table("results", columns, [[each[column] for column in columns] for each in rows])
+    console.table("results", columns, [[each.get(column, "") for column in columns] for each in rows])
     console.say(f"tables  {markdown_file}  {csv_file}")
     return int(any(each["state"] != "done" for each in rows))
 
@@ -94,13 +113,21 @@ def main() -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders; NAME=FOLDER gives a row another name")
     parser.add_argument("--markdown", type=Path, required=True)
     parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--best-first", action="store_true", help="in the order of accuracy")
+    parser.add_argument("--best-first", action="store_true", help="in the order of the score")
     chosen = parser.parse_args()
     named = [str(folder).rpartition("=")[::2] for folder in chosen.folders]
     rows = [row(Path(folder), name or folder) for name, folder in named]
     if chosen.best_first:
-        rows.sort(key=lambda each: -float(each["accuracy %"] or -1))
+        rows = [each for _, each in sorted(zip(map(_rank, chosen.folders), rows, strict=True), key=lambda pair: pair[0])]
     return report(rows, chosen.markdown, chosen.csv)
+
+
+def _rank(argument: Path) -> tuple[bool, float]:
+    """Where a run comes in a table: the best first, those without results last."""
+    results = read_results(RunFolder(Path(str(argument).rpartition("=")[2])).results)
+    if results is None:
+        return True, 0.0
+    return False, -results.score.mean if results.headline.higher_is_better else results.score.mean
 
 
 if __name__ == "__main__":

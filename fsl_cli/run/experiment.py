@@ -9,24 +9,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fsl_cli.compute import processes
 from fsl_cli.compute.signals import held_back
 from fsl_cli.datasets.dataset import SplitName
-from fsl_cli.episodes.sampler import Sampler
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.results import checkpoint
+from fsl_cli.results.results import Results
 from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.results.tracking import JsonLines, Trackers, WandbRun, resolve_mode
-from fsl_cli.run import meta_test as report
+from fsl_cli.run import lines
+from fsl_cli.run.episode_picture import draw_validation_episode
 from fsl_cli.run.lifecycle import Life
-from fsl_cli.run.parts import Parts, assemble, build_optimizer
+from fsl_cli.run.meta_test import meta_test
+from fsl_cli.run.parts import assemble, build_optimizer
 from fsl_cli.run.plan import Job
 from fsl_cli.settings.schema import Settings
 from fsl_cli.show import console
-from fsl_cli.show.pictures import draw_episode
 from fsl_cli.statistics.intervals import t_interval
 from fsl_cli.training import Hooks, Training
 
@@ -57,15 +56,16 @@ class Experiment:
             self.parts.hardware,
         )
         self.validation = self.parts.sampler("val", self.settings.eval.seed)
+        self.headline = self.parts.problem.headline
         self.wandb_id: str | None = None
         if self.start is not None:
             self._restore(self.start)
 
-    def run(self) -> dict[str, Any] | None:
+    def run(self) -> Results | None:
         """Train, test the chosen checkpoint and write everything.
 
         Returns:
-            The content of ``results.json``; None if the test split stays closed.
+            The results; None if the test split stays closed.
         """
         with ExitStack() as stack:
             trackers = self.processes.together(lambda: self._open(stack))
@@ -86,12 +86,12 @@ class Experiment:
             return Trackers()
         if self.start is not None:
             self._copy_history(self.start)
-        lines = JsonLines(self.folder.metrics, upto=self.training.progress.iteration)
-        stack.callback(lines.finish, 0)
+        history = JsonLines(self.folder.metrics, upto=self.training.progress.iteration)
+        stack.callback(history.finish, 0)
         wandb = self._wandb_run()
         if wandb:
             stack.push(lambda kind, error, trace: wandb.finish(0 if kind is None else 1))
-        trackers = Trackers(lines, wandb)
+        trackers = Trackers(history, wandb)
         self.wandb_id = trackers.wandb_id
         self._header(trackers)
         return trackers
@@ -107,13 +107,13 @@ class Experiment:
             project=chosen.project,
             entity=chosen.entity,
             group=chosen.group or (self.job.sweep.name if self.job.sweep else None),
-            name=chosen.name or f"{report.title(self.settings)} seed {self.settings.seed}",
+            name=chosen.name or f"{lines.title(self.settings)} seed {self.settings.seed}",
             tags=chosen.tags,
             run_id=self.wandb_id,
         )
 
     def _header(self, trackers: Trackers) -> None:
-        console.say(report.header(self.settings, self.parts), style="bold")
+        console.say(lines.header(self.settings, self.parts), style="bold")
         console.say(f"folder  {self.folder.path}")
         console.say(f"W&B     {trackers.where}")
         if self.parts.hardware.compile:
@@ -128,9 +128,10 @@ class Experiment:
             def log(iteration: int, values: Mapping[str, float]) -> None:
                 trackers.log(iteration, values)
                 if "train/loss" in values:
-                    bar.numbers(iteration, values, self.training.seconds_left(values["train/seconds_per_iteration"]))
+                    numbers = lines.training_numbers(self.headline, values)
+                    bar.numbers(iteration, numbers, self.training.seconds_left(values["train/seconds_per_iteration"]))
                 else:
-                    console.say(report.validation_line(iteration, total, values, self.training.progress.best_accuracy))
+                    console.say(lines.validation_line(self.headline, iteration, total, values, progress.best_score))
 
             try:
                 self.training.run(Hooks(log, self._validate, self._save, bar.advance))
@@ -139,19 +140,14 @@ class Experiment:
                 with held_back():  # a second Ctrl-C must not leave half a checkpoint
                     checkpoint.save(self.folder.last, self._payload(), self.folder.write)
                 raise
-        console.say(
-            f"trained {progress.iteration} iterations in {console.clock(progress.seconds)}, "
-            f"best validation accuracy {100 * progress.best_accuracy:.2f} % at iteration {progress.best_iteration}"
-        )
+        best, at = progress.best_score, progress.best_iteration
+        console.say(lines.trained_line(self.headline, progress.iteration, progress.seconds, best, at))
 
     def _validate(self) -> dict[str, float]:
         scores = evaluate(self.parts.algorithm, self.validation, self.settings.train.val_episodes, self.parts.hardware)
-        accuracy = t_interval(scores["accuracy"])
-        return {
-            "val/accuracy": accuracy.mean,
-            "val/accuracy_ci95": accuracy.ci95,
-            "val/loss": float(scores["loss"].mean()),
-        }
+        intervals = {name: t_interval(values) for name, values in scores.values.items()}
+        means = {f"val/{name}": interval.mean for name, interval in intervals.items()}
+        return {**means, f"val/{self.headline.name}_ci95": intervals[self.headline.name].ci95}
 
     def _save(self, best: bool) -> None:
         payload = self._payload()
@@ -174,7 +170,7 @@ class Experiment:
         if path == self.folder.last:
             self.wandb_id = payload["wandb_id"]
         elif not (path.parent / "best.pt").is_file():
-            self.training.progress.best_accuracy = -1.0  # what was best is not here to be tested
+            self.training.progress.best_score = None  # what was best is not here to be tested
 
     def _copy_history(self, path: Path) -> None:
         """Bring along what an earlier run folder knows: its metrics and its best checkpoint."""
@@ -186,35 +182,29 @@ class Experiment:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
 
-    def _test(self, trackers: Trackers) -> dict[str, Any]:
+    def _test(self, trackers: Trackers) -> Results:
         """The only place that opens the test split of a training run."""
         path = self.folder.best if self.settings.eval.checkpoint == "best" else self.folder.last
         payload = self.processes.from_first(lambda: checkpoint.load(path))
         checkpoint.load_weights(self.parts.algorithm, payload, path)
-        results = report.meta_test(self.settings, self.parts, self.folder, path.stem, payload["progress"]["iteration"])
+        results = meta_test(self.settings, self.parts, self.folder, path.stem, payload["progress"]["iteration"])
+        summary = {
+            f"test/{name}_{key}": value for name, score in results.scores.items() for key, value in score.numbers().items()
+        }
         trackers.test(
             self.training.progress.iteration,
-            {"test/accuracy": results["accuracy"]["mean"]},
-            {f"test/{name}_{key}": results[name][key] for name in ("accuracy", "loss") for key in ("mean", "ci95", "n")},
+            {f"test/{self.headline.name}": results.score.mean},
+            summary,
         )
-        if "curves" in results:
+        if results.curves:
             trackers.picture(self.training.progress.iteration, "test/curves", self.folder.curves)
         if trackers.keeps_pictures:
             with tempfile.TemporaryDirectory() as scratch:
                 picture = Path(scratch) / "episode.png"
-                _draw(self.parts, self.validation, picture)
-                trackers.picture(self.training.progress.iteration, "val/episode", picture)
-        trackers.checkpoint(path, {"test_accuracy": results["accuracy"]["mean"], **self.settings.task.model_dump()})
+                if draw_validation_episode(self.parts, self.validation, self.settings.eval.seed, picture):
+                    trackers.picture(self.training.progress.iteration, "val/episode", picture)
+        trackers.checkpoint(path, {f"test_{self.headline.name}": results.score.mean, **self.settings.task.model_dump()})
         return results
-
-
-def _draw(parts: Parts, sampler: Sampler, path: Path) -> None:
-    episodes = sampler.batch(0, 1)
-    parts.algorithm.eval()
-    with torch.no_grad(), parts.hardware.autocast():
-        logits = parts.algorithm.predict(episodes)
-    support, query = ((each.x[0], each.y[0]) for each in (episodes.support, episodes.query))
-    draw_episode(support, query, logits[0].argmax(-1), episodes.ways, path)
 
 
 def _resume_point(settings: Settings, folder: RunFolder) -> Path | None:

@@ -83,7 +83,8 @@ class SweepTask:
         try:
             with lifecycle(RunFolder(folder), identity=identity, resume_hint=hint) as life:
                 job = self._jobs.get(number) or plan_job(config, folder, words, number, self._sweep, self._command)
-                return _train(job, life).training.progress.best_accuracy
+                best = _train(job, life).training.progress.best_score
+                return math.nan if best is None else best
         except FslError as error:  # the other jobs go on
             console.fail(str(error))
             return math.nan
@@ -92,7 +93,7 @@ class SweepTask:
 def _train(job: Job, life: Life) -> Experiment:
     experiment = processes.current().together(lambda: Experiment(job, life))
     results = experiment.run()
-    life.done(**({"accuracy": results["accuracy"]} if results else {"tested": False}))
+    life.done(**(results.status() if results else {"tested": False}))
     return experiment
 
 

@@ -14,9 +14,11 @@ from fsl_cli.datasets.dataset import SplitName
 from fsl_cli.errors import FslError
 from fsl_cli.results import checkpoint
 from fsl_cli.results.files import check_writable
+from fsl_cli.results.results import Results
 from fsl_cli.results.run_folder import RunFolder, SilentRunFolder, known_runs
-from fsl_cli.run import meta_test as report
+from fsl_cli.run import lines
 from fsl_cli.run.lifecycle import lifecycle
+from fsl_cli.run.meta_test import meta_test
 from fsl_cli.run.parts import Parts, assemble
 from fsl_cli.settings import overrides
 from fsl_cli.settings.compose import Composer, run_folder
@@ -116,17 +118,17 @@ def plan_test(words: Sequence[str]) -> TestJob:
     return TestJob(trained, folder, shlex.join(["fsl", "eval", *words]))
 
 
-def test_again(job: TestJob) -> dict[str, Any]:
-    """Meta-test a trained run again. Returns the content of ``results.json``."""
+def test_again(job: TestJob) -> Results:
+    """Meta-test a trained run again."""
     trained = job.trained
     folder = RunFolder(job.folder) if processes.current().first else SilentRunFolder(job.folder)
     with lifecycle(folder, identity={"run": str(trained.run.path)}) as life:
         parts, iteration = trained.load(("test",))
         processes.current().together(lambda: life.begin(trained.config, parts.hardware.device, job.command))
         name = trained.checkpoint.stem
-        console.say(report.header(trained.settings, parts), style="bold")
+        console.say(lines.header(trained.settings, parts), style="bold")
         console.say(f"run     {trained.run.path}, checkpoint {name}, iteration {iteration}")
         console.say(f"folder  {folder.path}")
-        results = report.meta_test(trained.settings, parts, folder, name, iteration)
-        life.done(accuracy=results["accuracy"])
+        results = meta_test(trained.settings, parts, folder, name, iteration)
+        life.done(**results.status())
         return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -79,7 +79,7 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 class TrainingProgress:
-    """The bar of a training: iterations, loss, accuracy, tasks per second, time left. Lines when piped.
+    """The bar of a training: iterations, the latest numbers, time left. Lines when piped.
 
     Args:
         total: iterations of the whole training.
@@ -112,10 +112,9 @@ class TrainingProgress:
         if self._bar:
             self._bar.update(self._task, completed=iteration)
 
-    def numbers(self, iteration: int, values: Mapping[str, float], left: float) -> None:
+    def numbers(self, iteration: int, numbers: str, left: float) -> None:
         """Show the latest training numbers and how many seconds are left."""
-        line = f"loss {values['train/loss']:.3f}  accuracy {100 * values['train/accuracy']:.1f} %"
-        line += f"  {values['train/tasks_per_second']:.3g} tasks/s  {clock(left)} left"
+        line = f"{numbers}  {clock(left)} left"
         if self._bar:
             self._bar.update(self._task, numbers=line)
         elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -46,11 +45,43 @@ def draw_episode(support: Labelled, query: Labelled, predicted: Tensor, ways: in
     figure.savefig(path, dpi=100)
 
 
-def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw accuracies along curves with their 95% intervals, a panel for each.
+def draw_fit(support: Labelled, curve: Labelled, predicted: Mapping[str, Tensor], path: Path) -> None:
+    """Draw an episode of regression: the curve, the support points, and what was predicted.
 
     Args:
-        curves: as in ``results.json``: by name, points with ``at``, ``mean``, ``ci95`` and ``n``.
+        support: x and y of the support points, ``[S]`` each.
+        curve: x and y of points on the curve, ``[B]`` each, in any order.
+        predicted: predictions of y at the points of the curve, ``[B]`` each, by what to call them.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    x, y = (each.float().cpu() for each in curve)
+    order = x.argsort()
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(x[order].numpy(), y[order].numpy(), color="black", linewidth=1.5, label="true curve")
+    for number, (name, values) in enumerate(predicted.items()):
+        last = number == len(predicted) - 1
+        style, colour = ("-", "green") if last else (":", "grey")
+        axes.plot(x[order].numpy(), values.float().cpu()[order].numpy(), style, color=colour, label=name)
+    axes.plot(*(each.float().cpu().numpy() for each in support), "^", color="purple", label=f"{len(support[0])} support points")
+    axes.set_xlabel("x")
+    axes.set_ylabel("y")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def draw_curves(curves: Mapping[str, Sequence[tuple[int, float, float]]], label: str, episodes: int, path: Path) -> None:
+    """Draw a score along curves with its 95% intervals, a panel for each.
+
+    Args:
+        curves: by name, points: where on the curve, mean, half width of the interval.
+        label: name and unit of the score.
+        episodes: over which the means were taken.
         path: PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,12 +90,11 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -
     figure = Figure(figsize=(5 * len(curves), 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        at = [point["at"] for point in curve]
-        means, halves = ([100 * point[key] for point in curve] for key in ("mean", "ci95"))
+        at, means, halves = zip(*curve, strict=True)
         axes.errorbar(at, means, yerr=halves, marker="o", markersize=4, capsize=3, linewidth=1.2)
         axes.set_xlabel(name.replace("_", " "))
-        axes.set_ylabel("accuracy, %")
-        axes.set_title(f"mean and 95% CI over {curve[0]['n']} episodes", fontsize=9)
+        axes.set_ylabel(label)
+        axes.set_title(f"mean and 95% CI over {episodes} episodes", fontsize=9)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

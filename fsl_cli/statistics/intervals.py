@@ -28,6 +28,10 @@ class MeanInterval:
         """The fields by name."""
         return asdict(self)
 
+    def numbers(self) -> dict[str, float | int]:
+        """``mean``, ``ci95`` and ``n``."""
+        return {"mean": self.mean, "ci95": self.ci95, "n": self.n}
+
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
     """Mean of independent values with Student's t interval, ``t * s / sqrt(n)`` with n-1 degrees of freedom.

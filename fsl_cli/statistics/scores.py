@@ -23,6 +23,10 @@ class Score:
     higher_is_better: bool
     unit: str = ""
 
+    def scaled(self, value: float) -> float:
+        """A value in the unit: 100 times a fraction."""
+        return 100 * value if self.unit == "%" else value
+
     def number(self, value: float, digits: int | None = None) -> str:
         """A value as it is written, without its unit.
 
@@ -30,34 +34,29 @@ class Score:
             value: the value.
             digits: behind the decimal point; None: two of a percentage, four significant digits of anything else.
         """
-        if self.unit == "%":
-            return f"{100 * value:.{2 if digits is None else digits}f}"
-        return f"{value:#.4g}".rstrip(".") if digits is None else f"{value:.{digits}f}"
-
-    def text(self, mean: float, ci95: float | None = None) -> str:
-        """``accuracy 93.67 ± 0.36 %`` without the name: a value, its interval and its unit."""
-        parts = [self.number(mean)] if ci95 is None else [self.number(mean), "±", self.half_width(mean, ci95)]
-        return " ".join([*parts, *([self.unit] if self.unit else [])])
+        if digits is None and self.unit != "%":
+            return f"{value:#.4g}"
+        return f"{self.scaled(value):.{2 if digits is None else digits}f}"
 
     def half_width(self, mean: float, ci95: float) -> str:
-        """Half the width of an interval with as many decimals as its mean has, without its unit."""
+        """Half the width of an interval, with as many decimals as its mean has, without its unit."""
         text = self.number(mean)
-        if self.unit == "%" or "e" in text:
-            return self.number(ci95)
-        return self.number(ci95, len(text.partition(".")[2]))
+        return self.number(ci95, None if "e" in text else len(text.partition(".")[2]))
+
+    def text(self, mean: float, ci95: float | None = None, digits: int | None = None) -> str:
+        """A value, its interval if there is one, and the unit, such as ``93.67 ± 0.36 %``."""
+        parts = [self.number(mean, digits)] if ci95 is None else [self.number(mean), "±", self.half_width(mean, ci95)]
+        return " ".join([*parts, *([self.unit] if self.unit else [])])
 
     @property
     def label(self) -> str:
         """Name and unit, as in the head of a column: ``accuracy %``."""
         return f"{self.name} {self.unit}".strip()
 
-    @property
-    def worst(self) -> float:
-        """What every value is better than."""
-        return -math.inf if self.higher_is_better else math.inf
-
     def better(self, one: float, other: float) -> bool:
-        """Whether ``one`` is better than ``other``."""
+        """Whether ``one`` is better than ``other``; any number is better than NaN."""
+        if math.isnan(one) or math.isnan(other):
+            return math.isnan(other) and not math.isnan(one)
         return one > other if self.higher_is_better else one < other
 
 

@@ -137,7 +137,7 @@ def run(folder: Path, *words: str, group: str | None = None) -> tuple[dict[str, 
     job = Job(validate(config), config, folder, "fsl train", words, sweep=sweep)
     with lifecycle(RunFolder(folder)) as life:
         done = experiment.Experiment(job, life)
-        return config, done.run(), str(done.wandb_id)
+        return config, done.run().to_json(), str(done.wandb_id)
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,7 @@ def test_validations_checkpoints_and_the_best():
     assert recorder.saved == [(2, True), (4, True), (6, False), (8, False), (9, True)]
     assert [row["iteration"] for row in recorder.rows if "val/accuracy" in row] == [2, 4, 6, 8, 9]
     progress = recorder.training.progress
-    assert (progress.best_accuracy, progress.best_iteration, progress.stale, progress.iteration) == (0.6, 9, 0, 9)
+    assert (progress.best_score, progress.best_iteration, progress.stale, progress.iteration) == (0.6, 9, 0, 9)
 
 
 def test_the_last_iteration_is_validated_once():

@@ -1,0 +1,71 @@
+"""The lines and tables that a run prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fsl_cli.results.results import Results
+from fsl_cli.run.parts import Parts
+from fsl_cli.settings.schema import Settings
+from fsl_cli.show import console
+from fsl_cli.statistics.scores import Score
+
+
+def title(settings: Settings) -> str:
+    """Algorithm, data set and task in a few words."""
+    ways = "" if settings.task.ways is None else f"{settings.task.ways}w"
+    return f"{settings.algo['name']} {settings.dataset['name']} {ways}{settings.task.shots}s"
+
+
+def header(settings: Settings, parts: Parts) -> str:
+    """The header line of a run."""
+    mode = "transductive" if parts.algorithm.transductive else "inductive"
+    return " | ".join(
+        (
+            f"{settings.algo['name']} ({mode})",
+            str(settings.dataset["name"]),
+            str(parts.task),
+            f"{settings.backbone['name']} ({parts.parameters:,} parameters)",
+            parts.hardware.describe(),
+            f"seed {settings.seed}",
+        )
+    )
+
+
+def training_numbers(headline: Score, values: Mapping[str, float]) -> str:
+    """The latest numbers of a training, for its progress line."""
+    score = headline.text(values[f"train/{headline.name}"], digits=1 if headline.unit == "%" else 3)
+    return f"loss {values['train/loss']:.3f}  {headline.name} {score}  {values['train/tasks_per_second']:.3g} tasks/s"
+
+
+def validation_line(headline: Score, iteration: int, total: int, values: Mapping[str, float], best: float | None) -> str:
+    """The line of a validation; ``best`` is the best score so far, this one included, None if it is not known."""
+    mean, half = (values[f"val/{headline.name}{part}"] for part in ("", "_ci95"))
+    loss = f"  loss {values['val/loss']:.3f}" if "val/loss" in values else ""
+    note = "" if best is None or headline.better(best, mean) else "  best so far"
+    return f"val  {iteration}/{total}  {headline.name} {headline.text(mean, half)}{loss}{note}"
+
+
+def trained_line(headline: Score, iterations: int, seconds: float, best: float | None, at: int) -> str:
+    """The line at the end of a training."""
+    done = f"trained {iterations} iterations in {console.clock(seconds)}"
+    return done if best is None else f"{done}, best validation {headline.name} {headline.text(best)} at iteration {at}"
+
+
+def result_line(results: Results) -> str:
+    """The final line of a run: n, mean score, half width of the 95% interval and its definition."""
+    name, score = results.headline.name, results.score
+    text = results.headline.text(score.mean, score.ci95)
+    return f"test  {score.n} episodes  {name} {text} (95% CI, {score.method})"
+
+
+def say_results(results: Results) -> None:
+    """Print the score along each curve, a line for each point, and the final line of a run."""
+    headline = results.headline
+    for name, points in results.curves.items():
+        rows = []
+        for point in points:
+            mean, half = point.score.mean, point.score.ci95
+            rows.append((str(point.at), f"{headline.number(mean)} ± {headline.half_width(mean, half)}", str(point.score.n)))
+        console.table(f"{headline.name} by {name}", (name, f"{headline.label}, 95% CI", "episodes"), rows)
+    console.say(result_line(results), style="bold green")
