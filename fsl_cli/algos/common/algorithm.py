@@ -108,7 +108,7 @@ def exact_scores(episodes: Episodes, outputs: Tensor) -> dict[str, Tensor]:
 
 
 def check_masks(algorithm: Algorithm, episodes: Episodes) -> None:
-    """Raise `FslError` for episodes with rows that are no examples, where the algorithm would learn from them."""
+    """Raise `FslError` for episodes with masked rows if the algorithm does not ignore them."""
     if episodes.masked and not algorithm.masks:
         what = f"{type(algorithm).__name__} cannot be given episodes of uneven shots"
         raise FslError(what, where="algo", hint="choose another algorithm, or episodes of even shots")
