@@ -210,6 +210,15 @@ def test_patience_stops_after_so_many_validations_without_improvement():
     assert patient.training.progress.iteration == 5
 
 
+def test_patience_counts_across_a_resumption():
+    first = new_training(protonet, iterations=2, val_every=1, patience=2)
+    Recorder(first, accuracies=[0.5, 0.4]).run()
+    second = new_training(protonet, iterations=100, val_every=1, patience=2)
+    second.load_state_dict(first.state_dict())
+    Recorder(second, accuracies=[0.4, 0.9]).run()
+    assert (second.progress.iteration, second.progress.best_accuracy, second.progress.best_iteration) == (3, 0.5, 1)
+
+
 class Clock:
     """Time that passes when a step reads it."""
 
