@@ -216,7 +216,7 @@ def test_patience_counts_across_a_resumption():
     second = new_training(protonet, iterations=100, val_every=1, patience=2)
     second.load_state_dict(first.state_dict())
     Recorder(second, accuracies=[0.4, 0.9]).run()
-    assert (second.progress.iteration, second.progress.best_accuracy, second.progress.best_iteration) == (3, 0.5, 1)
+    assert (second.progress.iteration, second.progress.best_score, second.progress.best_iteration) == (3, 0.5, 1)
 
 
 class Clock:
