@@ -1,7 +1,24 @@
-"""fsl: few-shot and meta-learning experiments from one command line."""
+"""fsl: few-shot and meta-learning experiments from one command line, and from Python: see `fsl_cli.api`."""
 
+from __future__ import annotations
+
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 # Read by OpenMP when torch is imported. Threads that spin while they wait take the processor away from whatever runs beside
 # them: a training step then takes up to four times as long. GNU's and LLVM's OpenMP both know this variable.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+if TYPE_CHECKING:
+    from fsl_cli.api import evaluate, load, read_runs, train
+    from fsl_cli.errors import FslError
+
+__all__ = ["FslError", "evaluate", "load", "read_runs", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when something of the Python interface is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("fsl_cli.errors" if name == "FslError" else "fsl_cli.api"), name)

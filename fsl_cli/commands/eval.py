@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from fsl_cli.compute import processes
 from fsl_cli.errors import FslError
-from fsl_cli.run.trained import plan_test, test_again
+from fsl_cli.results.run_folder import known_runs
+from fsl_cli.run.trained import TestJob, plan_test, test_again
 from fsl_cli.settings import overrides
 
 
@@ -15,5 +16,13 @@ def main(arguments: Sequence[str]) -> int:
     flags, words = overrides.split_flags(arguments)
     if flags:
         raise FslError("is not a flag of fsl eval", where=flags[0], hint="scripts/meta_test.sh tests many tasks")
-    test_again(processes.current().from_first(lambda: plan_test(words)))
+    test_again(processes.current().from_first(lambda: _planned(words)))
     return 0
+
+
+def _planned(words: Sequence[str]) -> TestJob:
+    parsed = overrides.parse(words)
+    runs = [str(each.value()) for each in parsed if each.key_or_group == "run"]
+    if not runs:
+        raise FslError("is missing", where="run", hint=f"fsl eval run=FOLDER; {known_runs()}")
+    return plan_test(runs[0], [word for word, each in zip(words, parsed, strict=True) if each.key_or_group != "run"])

@@ -15,7 +15,7 @@ from fsl_cli.errors import FslError
 from fsl_cli.results import checkpoint
 from fsl_cli.results.files import check_writable
 from fsl_cli.results.results import Results
-from fsl_cli.results.run_folder import RunFolder, SilentRunFolder, known_runs
+from fsl_cli.results.run_folder import RunFolder, SilentRunFolder
 from fsl_cli.run import lines
 from fsl_cli.run.lifecycle import lifecycle
 from fsl_cli.run.meta_test import meta_test
@@ -23,7 +23,7 @@ from fsl_cli.run.parts import Parts, assemble
 from fsl_cli.settings import overrides
 from fsl_cli.settings.compose import Composer, run_folder
 from fsl_cli.settings.resolve import validate
-from fsl_cli.settings.saved import changed, is_of_eval
+from fsl_cli.settings.saved import changed
 from fsl_cli.settings.schema import Settings
 from fsl_cli.show import console
 
@@ -98,24 +98,25 @@ class TestJob:
     command: str
 
 
-def plan_test(words: Sequence[str]) -> TestJob:
-    """Plan what ``fsl eval`` is going to do: ``run=FOLDER``, Hydra's own words, and overrides of the saved configuration.
+def plan_test(run: str | os.PathLike[str], words: Sequence[str]) -> TestJob:
+    """Plan the test of a trained run.
+
+    Args:
+        run: its folder.
+        words: overrides of its saved configuration, and Hydra's own, such as ``hydra.run.dir=FOLDER``.
 
     Raises:
         Problems: everything that is wrong with it.
     """
     parsed = overrides.parse(words)
-    run = next((str(each.value()) for each in parsed if each.key_or_group == "run"), None)
-    if run is None:
-        raise FslError("is missing", where="run", hint=f"fsl eval run=FOLDER; {known_runs()}")
-    own = [word for word, each in zip(words, parsed, strict=True) if is_of_eval(each)]
+    own = [word for word, each in zip(words, parsed, strict=True) if overrides.is_hydras(each)]
     trained = open_run(run, [word for word in words if word not in own])
     if trained.settings.eval.episodes == 0:
         raise FslError("0 is not valid: there is nothing else to do", where="eval.episodes", hint="use at least 2")
     folder = run_folder(Composer("eval").compose(own))
     check_writable(folder)
     RunFolder(folder).check_free("choose another hydra.run.dir")
-    return TestJob(trained, folder, shlex.join(["fsl", "eval", *words]))
+    return TestJob(trained, folder, shlex.join(["fsl", "eval", f"run={run}", *words]))
 
 
 def test_again(job: TestJob) -> Results:

@@ -90,7 +90,7 @@ def key_problems(words: Sequence[str], compose: Callable[[Sequence[str]], DictCo
     """
     parsed = parse(words)
     known = compose([word for word, each in zip(words, parsed, strict=True) if _is_group(each)])
-    keys = [each for each in parsed if not _is_group(each) and not _is_hydras(each)]
+    keys = [each for each in parsed if not _is_group(each) and not is_hydras(each)]
     return [problem for each in keys for problem in _key_problems(each, known)]
 
 
@@ -119,7 +119,8 @@ def _is_group(override: Override) -> bool:
     return override.key_or_group.lstrip("+~") in GROUPS
 
 
-def _is_hydras(override: Override) -> bool:
+def is_hydras(override: Override) -> bool:
+    """Whether an override is about Hydra itself, such as ``hydra.run.dir=FOLDER``."""
     return override.key_or_group.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 

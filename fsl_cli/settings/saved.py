@@ -51,8 +51,3 @@ def changed(saved: dict[str, Any], parsed: Sequence[Override]) -> dict[str, Any]
             OmegaConf.update(config, key, each.value())
     raise_all(problems)
     return resolve(config)
-
-
-def is_of_eval(override: Override) -> bool:
-    """Whether an override of ``fsl eval`` is its own, not one of the saved configuration."""
-    return override.key_or_group == "run" or override.key_or_group.startswith("hydra.")
