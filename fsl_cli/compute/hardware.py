@@ -34,9 +34,9 @@ class Hardware:
     Attributes:
         device: the device.
         precision: ``fp32``, or ``bf16`` for mixed precision with fp32 weights.
-        task_chunk: episodes computed at once; fewer from the moment that memory runs out.
+        task_chunk: number of episodes computed at once; it is halved when memory runs out.
         processes: the processes of this run.
-        warn: tells the user something.
+        warn: shows a warning to the user.
         compile: whether training runs through `torch.compile`.
     """
 
@@ -56,13 +56,13 @@ class Hardware:
         return torch.compile(function) if self.compile else function
 
     def within_memory(self, work: str, most: int, compute: Callable[[int], T], restore: Callable[[], None] = lambda: None) -> T:
-        """``compute(chunk)`` with ``task_chunk`` episodes at once; half as many whenever memory runs out, with a warning.
+        """``compute(chunk)`` with ``task_chunk`` episodes at once; half as many, with a warning, whenever memory runs out.
 
         Args:
-            work: what is done, for messages.
-            most: more episodes than that would not be computed at once anyway.
-            compute: begun anew with the smaller chunk.
-            restore: undoes what ``compute`` has done so far.
+            work: what is computed, for messages.
+            most: number of episodes there are; the chunk is not larger.
+            compute: started again with the smaller chunk.
+            restore: undoes what ``compute`` has done before it ran out of memory.
 
         Raises:
             FslError: one episode does not fit into memory.
@@ -72,7 +72,7 @@ class Hardware:
             try:
                 return compute(chunk)
             except torch.OutOfMemoryError:
-                pass  # it holds tensors through its traceback: go on when it is gone
+                pass  # the exception keeps tensors alive through its traceback, so free memory only after this block
             restore()
             self._make_room(work, chunk)
 
@@ -110,10 +110,10 @@ def set_up(
     *,
     compile: bool = False,
 ) -> Hardware:
-    """Apply the hardware settings to this process; every call starts from the same state.
+    """Apply the hardware settings to this process, whatever an earlier run has set.
 
     Raises:
-        FslError: the device does not exist here, or gains nothing from being compiled for.
+        FslError: the device does not exist here, or ``compile`` is of no use on it.
     """
     used = processes.current()
     chosen = pick_device(device, used)
@@ -139,7 +139,7 @@ def set_up(
 
 
 def automatic_chunk(device: torch.device, numbers: int) -> int:
-    """How many tasks to compute at once on a device, so that caches are of use and memory lasts.
+    """How many tasks to compute at once on a device: few enough for its caches and its memory.
 
     Args:
         device: the device.
@@ -156,9 +156,9 @@ def seed_everything(seed: int) -> None:
 
 
 def pick_device(name: str, used: Processes = ALONE) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``gpu``, ``mps``, ``cuda`` or ``cuda:N`` means here.
+    """The device that ``auto``, ``cpu``, ``gpu``, ``mps``, ``cuda`` or ``cuda:N`` stands for on this machine.
 
-    Several processes take a GPU each where the name leaves it open: process N of a machine takes ``cuda:N``.
+    Unless the name has a number, each of several processes takes its own GPU: process N of a machine takes ``cuda:N``.
 
     Raises:
         FslError: it does not exist here, or several processes would share it.

@@ -1,9 +1,10 @@
-"""Several processes that work as one run, started by torchrun: who does what, and how results come together.
+"""Several processes that work on one run, started by torchrun: how work is divided and results are combined.
 
     torchrun --nproc-per-node=4 -m fsl_cli train algo=protonet dataset=omniglot
 
-The processes talk through `torch.distributed`: gloo for what lies in main memory, NCCL for what lies on GPUs. Process 0
-alone writes and prints. Without torchrun there is one process and no process group. Nothing here is slow to import.
+The processes communicate through `torch.distributed`: gloo for tensors in main memory, NCCL for tensors on GPUs. Only
+process 0 writes and prints. Without torchrun there is one process and no process group. This module imports torch only
+when it is used.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
-_FOREVER = timedelta(days=1)  # a process that has died is noticed by its connection, a slow one is waited for
-_LAST_WORDS = timedelta(seconds=20)  # torchrun kills after 30
-_LONGEST_PAUSE = 0.01  # seconds between looking whether the others have come
+_TIMEOUT = timedelta(days=1)  # for slow processes; one that has died is noticed at once, as its connection closes
+_EXIT_TIMEOUT = timedelta(seconds=20)  # for process 0 to report an error; torchrun kills all processes after 30
+_LONGEST_PAUSE = 0.01  # seconds between two checks whether the other processes have arrived
 
 
 class Processes:
-    """One process alone; `Several` does the same for many.
+    """A run of a single process; `Several` implements the same methods for several processes.
 
     Attributes:
         rank: number of this process, 0..size-1.
-        size: how many there are.
+        size: number of processes.
         local_rank: number of this process on its machine.
     """
 
@@ -48,20 +49,20 @@ class Processes:
         return self.rank == 0
 
     def share(self, count: int, unit: int = 1) -> range:
-        """The part of ``range(count)`` that this process works on, in blocks of ``unit``.
+        """The part of ``range(count)`` that this process computes, in blocks of ``unit``.
 
-        The parts follow each other in the order of the processes; the last ones are empty when there is not enough.
+        The parts are consecutive, in the order of the processes; the last ones are empty if there are too few blocks.
         """
         blocks = -(-count // unit)
         start, stop = (min(count, unit * -(-blocks * rank // self.size)) for rank in (self.rank, self.rank + 1))
         return range(start, stop)
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives in process 0, in all of them; it must be picklable. An `FslError` is raised in all."""
+        """Run ``work`` in process 0 and return its result, which must be picklable, in all; an `FslError` is raised in all."""
         return work()
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in every process; an `FslError` of one is raised in all."""
+        """Run ``work`` in every process and return its own result; an `FslError` in one of them is raised in all."""
         return work()
 
     def numbers(self, values: Sequence[float]) -> list[float]:
@@ -69,20 +70,20 @@ class Processes:
         return list(values)
 
     def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sums of tensors over the processes, the same bits in each; shapes must agree."""
+        """Sums of tensors over the processes, bit-identical in all of them; shapes must agree."""
         return list(tensors)
 
     def gather(self, mine: Tensor | None) -> Tensor:
-        """The tensors ``[n, ...]`` of all processes one after the other; None where there is nothing."""
+        """The tensors ``[n, ...]`` of all processes, concatenated in their order; None where a process has no rows."""
         assert mine is not None
         return mine
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite ``tensors`` by those of process 0."""
+        """Overwrite ``tensors`` with those of process 0."""
 
     @contextmanager
     def own_randomness(self, device: torch.device) -> Iterator[None]:
-        """Inside, each process draws other random numbers; afterwards all generators go on as one, the same in all."""
+        """Inside, each process draws its own random numbers; afterwards the generators of all are in the same state again."""
         yield
 
 
@@ -90,12 +91,12 @@ ALONE = Processes()
 
 
 class Several(Processes):
-    """What `Processes` says, for this process among the others of the process group.
+    """The current process as a member of the process group; see `Processes`.
 
-    Every method but `share` must be called by all of them, in the same order.
+    Every method except `share` must be called by all processes, in the same order.
 
     Raises:
-        FslError: another process has gone.
+        FslError: another process has stopped.
     """
 
     def __init__(self) -> None:
@@ -174,7 +175,7 @@ class Several(Processes):
             yield
 
     def _meet(self, raised: bool = False) -> int:
-        """Wait for the others, open to Ctrl-C. Returns how many have ``raised``."""
+        """Wait for the others; Ctrl-C interrupts the wait. Returns how many have ``raised``."""
         with self._others():
             total = self._torch.tensor(int(raised))
             work, pause = self._group.all_reduce(total, async_op=True), 0.0
@@ -200,7 +201,7 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, FslError | None]:
 
 
 def launched() -> bool:
-    """Whether torchrun has started this process together with others."""
+    """Whether torchrun has started this process as one of several."""
     return all(name in os.environ for name in _VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
@@ -211,10 +212,10 @@ def current() -> Processes:
 
 
 def run(main: Callable[[], int]) -> int:
-    """Join the process group, run ``main`` and return its exit code; only process 0 is heard.
+    """Join the process group, run ``main`` and return its exit code; only process 0 prints.
 
-    When something went wrong, the others stay until process 0 has said and written what it has to: torchrun ends all
-    processes as soon as one has failed. What fails unexpectedly in another process is printed with its number.
+    After an error the other processes wait until process 0 has reported it, because torchrun ends all processes as soon as
+    one of them has failed. An unexpected error in another process is printed with the number of that process.
     """
     import torch
     import torch.distributed
@@ -222,7 +223,7 @@ def run(main: Callable[[], int]) -> int:
 
     store, rank, size = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_FOREVER)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     if rank == 0:
         code = main()
         store.set("fsl has finished", str(code))
@@ -234,7 +235,7 @@ def run(main: Callable[[], int]) -> int:
             print(*(f"process {rank}: {line}" for line in heard.getvalue().splitlines()), sep="\n", file=sys.stderr)
         elif code != 0:
             with suppress(RuntimeError):
-                store.wait(["fsl has finished"], _LAST_WORDS)
+                store.wait(["fsl has finished"], _EXIT_TIMEOUT)
     if code == 0:
         torch.distributed.destroy_process_group()
     return code

@@ -1,4 +1,4 @@
-"""What computing a loss leaves behind besides gradients, so that a step can be repeated as if it had not been tried."""
+"""The state that computing a loss changes besides gradients, so that a step that ran out of memory can be repeated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Snapshot:
-    """The buffers of a module and the state of torch's generators.
+    """A copy of the buffers of a module and of the state of torch's random generators.
 
     Args:
         module: whose buffers.

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other in an outer step, so that it is the step of one process."""
+"""Synchronisation of the processes of a run after an outer step, so that the result is that of a single process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from fsl_cli.compute.running_averages import RunningAverages
 
 
 class Exchange:
-    """Sums gradients and metrics over the processes and joins what they did to the module's buffers.
+    """Sums gradients and metrics over the processes and combines their changes of the module's buffers.
 
     `RunningAverages` move with every batch, r <- (1-m) r + m b, in the order of the episodes. The n moves of one process
     are r <- (1-m)^n r + s, and s follows from the averages before and after; these maps are composed in the order of the
-    processes, which is the order of the episodes. So the averages are those of one process, to rounding. Any other
-    buffer becomes that of process 0, which always has episodes. Whatever the module's layers, all processes leave
-    `join` with the same bits.
+    processes, which is the order of the episodes. The averages are therefore those of a single process, up to rounding. Any
+    other buffer is copied from process 0, which always has episodes. After `join` all processes hold bit-identical values.
 
     Args:
         module: what is trained; the same in every process.
-        processes: who takes part.
+        processes: the processes of the run.
     """
 
     def __init__(self, module: nn.Module, processes: Processes) -> None:
@@ -34,7 +33,7 @@ class Exchange:
         self._names: list[str] | None = None
 
     def start(self) -> None:
-        """Remember the averages as they are before the step."""
+        """Store the averages as they are before the step."""
         if self._processes.size > 1:
             self._before = [(int(layer.moves), [each.clone() for each in layer.averages()]) for layer in self._moving]
 
