@@ -6,14 +6,16 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from fsl_cli.compute import processes
 from fsl_cli.compute.signals import held_back, sigterm_interrupts
 from fsl_cli.errors import FslError, UnexpectedError, first_line, keep_traceback
 from fsl_cli.results import environment
-from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.results.run_folder import RunFolder, SilentRunFolder
 from fsl_cli.show import console
 
 
@@ -97,18 +99,18 @@ class Life:
 
 
 @contextmanager
-def lifecycle(folder: RunFolder, *, identity: Mapping[str, Any] | None = None, resume_hint: str = "") -> Iterator[Life]:
+def lifecycle(path: Path, *, identity: Mapping[str, Any] | None = None, resume_hint: str = "") -> Iterator[Life]:
     """Follow a run from its start to its end; whatever ends it is recorded, then raised.
 
     Args:
-        folder: where the run writes once it calls `Life.begin`.
+        path: the folder that the run writes to once it calls `Life.begin`; of several processes, only the first one writes.
         identity: see `Life`; with a ``launch`` the folder belongs to one job of a sweep, whose failure is always recorded.
         resume_hint: how to go on after an interruption, if a checkpoint has been saved.
 
     Raises:
         UnexpectedError: in place of any exception that is not an `FslError`.
     """
-    life = Life(folder, identity or {})
+    life = Life(RunFolder(path) if processes.current().first else SilentRunFolder(path), identity or {})
     with sigterm_interrupts():
         try:
             yield life

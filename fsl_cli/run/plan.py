@@ -107,7 +107,8 @@ def plan_sweep(words: Sequence[str]) -> Plan:
     folder = sweep_folder(sweep)
     check_writable(folder)
     sweep.hydra.sweep.dir = str(folder)
-    jobs = [] if has_own_sweeper(sweep) else _jobs(composer, sweep, folder, command, overrides.jobs(parsed))
+    of_jobs = [each for each in parsed if not overrides.is_hydras(each)]
+    jobs = [] if has_own_sweeper(sweep) else _jobs(composer, sweep, folder, command, overrides.jobs(of_jobs))
     return Plan(composer, sweep, jobs, folder, command)
 
 

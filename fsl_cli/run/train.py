@@ -14,7 +14,7 @@ from fsl_cli.compute import processes
 from fsl_cli.errors import FslError
 from fsl_cli.results import tables
 from fsl_cli.results.files import read_json
-from fsl_cli.results.run_folder import RunFolder, SilentRunFolder
+from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.run.experiment import Experiment
 from fsl_cli.run.lifecycle import Life, lifecycle
 from fsl_cli.run.plan import Job, Plan, plan_job
@@ -32,11 +32,10 @@ def train(plan: Plan) -> Experiment:
         What has run, with its results.
     """
     (job,) = plan.jobs
-    folder = RunFolder(job.folder) if processes.current().first else SilentRunFolder(job.folder)
     done: list[Experiment] = []
 
     def run(config: DictConfig) -> None:
-        with lifecycle(folder, resume_hint=f"go on with the same command and resume={job.folder}") as life:
+        with lifecycle(job.folder, resume_hint=f"go on with the same command and resume={job.folder}") as life:
             done.append(_train(job, life))
 
     plan.composer.start(plan.config, run)
@@ -81,7 +80,7 @@ class SweepTask:
         hint = f"go on with the same command, hydra.sweep.dir={self._sweep} and resume=auto"
         identity = {"launch": self._launch, "job": number, "overrides": words}
         try:
-            with lifecycle(RunFolder(folder), identity=identity, resume_hint=hint) as life:
+            with lifecycle(folder, identity=identity, resume_hint=hint) as life:
                 job = self._jobs.get(number) or plan_job(config, folder, words, number, self._sweep, self._command)
                 best = _train(job, life).training.progress.best_score
                 return math.nan if best is None else best

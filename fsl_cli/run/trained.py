@@ -15,7 +15,7 @@ from fsl_cli.errors import FslError
 from fsl_cli.results import checkpoint
 from fsl_cli.results.files import check_writable
 from fsl_cli.results.results import Results
-from fsl_cli.results.run_folder import RunFolder, SilentRunFolder
+from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.run import lines
 from fsl_cli.run.lifecycle import lifecycle
 from fsl_cli.run.meta_test import meta_test
@@ -122,14 +122,13 @@ def plan_test(run: str | os.PathLike[str], words: Sequence[str]) -> TestJob:
 def test_again(job: TestJob) -> Results:
     """Meta-test a trained run again."""
     trained = job.trained
-    folder = RunFolder(job.folder) if processes.current().first else SilentRunFolder(job.folder)
-    with lifecycle(folder, identity={"run": str(trained.run.path)}) as life:
+    with lifecycle(job.folder, identity={"run": str(trained.run.path)}) as life:
         parts, iteration = trained.load(("test",))
         processes.current().together(lambda: life.begin(trained.config, parts.hardware.device, job.command))
         name = trained.checkpoint.stem
         console.say(lines.header(trained.settings, parts), style="bold")
         console.say(f"run     {trained.run.path}, checkpoint {name}, iteration {iteration}")
-        console.say(f"folder  {folder.path}")
-        results = meta_test(trained.settings, parts, folder, name, iteration)
+        console.say(f"folder  {job.folder}")
+        results = meta_test(trained.settings, parts, life.folder, name, iteration)
         life.done(**results.status())
         return results

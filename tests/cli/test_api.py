@@ -82,7 +82,7 @@ def test_pixels_in_any_order_and_uneven_shots(run):
     assert answer.classes == [3, 0, 2, 1]
     embedded = model.algorithm.embed(pixels.float() / 255)
     means = torch.stack([embedded[rows][labels[rows] == label].mean(0) for label in answer.classes])
-    np.testing.assert_allclose(answer.outputs, -torch.cdist(embedded, means) ** 2, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(answer.outputs, -(torch.cdist(embedded, means) ** 2), rtol=1e-3, atol=1e-4)
 
 
 def test_what_a_model_cannot_answer(run):

@@ -242,3 +242,22 @@ def test_a_launcher_that_is_not_installed_is_named(fsl):
     outcome = fsl("train", "-m", "seed=0,1", "hydra/launcher=slurmy")
     assert outcome.code == 2
     assert "hydra/launcher=slurmy: there is no slurmy (installed: basic, joblib; others come in packages" in outcome.err
+
+
+def test_every_job_is_composed_and_checked_once(fsl, tmp_path, monkeypatch):
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    from fsl_cli.run import plan
+
+    compose, validate, composed, checked = ConfigLoaderImpl.load_configuration, plan.validate, [], []
+
+    def counted(self, config_name, overrides, *arguments, **options):
+        composed.append(overrides)
+        return compose(self, config_name, overrides, *arguments, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr(plan, "validate", lambda config: checked.append(config) or validate(config))
+    assert fsl("train", *merged((f"hydra.run.dir={tmp_path / 'run'}",))).code == 0
+    assert (len(composed), len(checked)) == (1, 1)
+    assert fsl("train", "-m", *merged((f"hydra.sweep.dir={tmp_path / 'sweep'}", "seed=0,1,2"))).code == 0
+    assert (len(composed) - 1, len(checked) - 1) == (4, 3)  # what the jobs have in common, then each of them

@@ -22,7 +22,6 @@ from fsl_cli.compute.hardware import Hardware
 from fsl_cli.datasets.dataset import ImageClasses
 from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
-from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.results.tracking import JsonLines, read_metrics
 from fsl_cli.run import experiment
 from fsl_cli.run.lifecycle import lifecycle
@@ -135,7 +134,7 @@ def run(folder: Path, *words: str, group: str | None = None) -> tuple[dict[str, 
     config = composed(*WORDS, *words)
     sweep = folder.parent / group if group else None
     job = Job(validate(config), config, folder, "fsl train", words, sweep=sweep)
-    with lifecycle(RunFolder(folder)) as life:
+    with lifecycle(folder) as life:
         done = experiment.Experiment(job, life)
         return config, done.run().to_json(), str(done.wandb_id)
 
