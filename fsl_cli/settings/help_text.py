@@ -37,7 +37,7 @@ _USAGE = {
 def general(verbs: Mapping[str, str]) -> str:
     """Answer to ``fsl --help``."""
     lines = [
-        "fsl: few-shot and meta-learning experiments, with numbers that can be defended.",
+        "fsl: few-shot and meta-learning experiments, with results that can be reproduced and checked.",
         "",
         "usage: fsl COMMAND ...",
     ]

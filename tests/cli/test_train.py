@@ -63,7 +63,7 @@ SEQUENCES = {"ntm", "mann", "dnc"}  # which report the accuracy by instance too
 
 
 @pytest.mark.parametrize("algo", choices("algo"))
-def test_a_run_leaves_exactly_its_files_and_a_defended_number(fsl, tmp_path, algo):
+def test_a_run_leaves_exactly_its_files_and_an_accuracy_with_its_interval(fsl, tmp_path, algo):
     folder, extra = tmp_path / "run", ["algo.train_ways=8"] if "train_ways" in options_of(algo) else []
     outcome = fsl("train", *merged((f"algo={algo}", *extra)), f"hydra.run.dir={folder}")
     assert outcome.code == 0, outcome.err
