@@ -48,7 +48,7 @@ def train(overrides: Sequence[str] = ()) -> Results:
     plan = plan_run(list(overrides))
     if plan.jobs[0].settings.eval.episodes == 0:
         raise FslError("0 leaves no results to return", where="eval.episodes", hint="use at least 2, or fsl train")
-    results = run(plan).results
+    results = run(plan)
     assert results is not None
     return results
 

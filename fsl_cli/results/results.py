@@ -48,6 +48,7 @@ class Results:
         curves: points of each curve by its name.
         episodes_seed: of the test episodes.
         episodes_digest: a hash of the test episodes.
+        folder: where they were written; None where they were not read or written as files.
     """
 
     algo: str
@@ -65,6 +66,7 @@ class Results:
     episodes_seed: int
     episodes_digest: str
     curves: dict[str, list[CurvePoint]] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False)
 
     @property
     def score(self) -> MeanInterval:
@@ -82,7 +84,7 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``results.json``; of classification, ``accuracy`` and ``loss`` stand at the top too."""
-        content = {key: value for key, value in asdict(self).items() if key not in ("headline", "scores", "curves")}
+        content = {key: value for key, value in asdict(self).items() if key not in ("headline", "scores", "curves", "folder")}
         digest = {key: content.pop(key) for key in ("episodes_seed", "episodes_digest")}
         scores = {name: score.as_dict() for name, score in self.scores.items()}
         curves = {name: [{"at": point.at, **point.score.as_dict()} for point in points] for name, points in self.curves.items()}

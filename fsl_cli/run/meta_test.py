@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fsl_cli.evaluation import EpisodeScores, evaluate
 from fsl_cli.results.results import CurvePoint, Results
 from fsl_cli.results.run_folder import RunFolder
@@ -19,7 +21,7 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
     if parts.hardware.processes.first:
         write(folder, results, scores)
         lines.say_results(results)
-    return results
+    return replace(results, folder=folder.path)
 
 
 def compute(settings: Settings, parts: Parts, checkpoint_name: str, iteration: int) -> tuple[Results, EpisodeScores]:

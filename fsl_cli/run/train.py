@@ -14,6 +14,7 @@ from fsl_cli.compute import processes
 from fsl_cli.errors import FslError
 from fsl_cli.results import tables
 from fsl_cli.results.files import read_json
+from fsl_cli.results.results import Results
 from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.run.experiment import Experiment
 from fsl_cli.run.lifecycle import Life, lifecycle
@@ -25,18 +26,18 @@ from fsl_cli.show import console
 INTERRUPTED = 130
 
 
-def train(plan: Plan) -> Experiment:
+def train(plan: Plan) -> Results | None:
     """Run the one job of a plan.
 
     Returns:
-        What has run, with its results.
+        The results of its test; None if the test split stays closed.
     """
     (job,) = plan.jobs
-    done: list[Experiment] = []
+    done: list[Results | None] = []
 
     def run(config: DictConfig) -> None:
         with lifecycle(job.folder, resume_hint=f"go on with the same command and resume={job.folder}") as life:
-            done.append(_train(job, life))
+            done.append(_train(job, life)[1])
 
     plan.composer.start(plan.config, run)
     return done[0]
@@ -82,18 +83,18 @@ class SweepTask:
         try:
             with lifecycle(folder, identity=identity, resume_hint=hint) as life:
                 job = self._jobs.get(number) or plan_job(config, folder, words, number, self._sweep, self._command)
-                best = _train(job, life).training.progress.best_score
+                best = _train(job, life)[0].training.progress.best_score
                 return math.nan if best is None else best
         except FslError as error:  # the other jobs go on
             console.fail(str(error))
             return math.nan
 
 
-def _train(job: Job, life: Life) -> Experiment:
+def _train(job: Job, life: Life) -> tuple[Experiment, Results | None]:
     experiment = processes.current().together(lambda: Experiment(job, life))
     results = experiment.run()
     life.done(**(results.status() if results else {"tested": False}))
-    return experiment
+    return experiment, results
 
 
 def _table(plan: Plan) -> int:

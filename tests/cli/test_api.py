@@ -80,7 +80,7 @@ def test_pixels_in_any_order_and_uneven_shots(run):
     labels, rows = episodes.query.y[0], torch.tensor([7, 0, 5, 1, 2])  # two of class 0, one each of 3, 2 and 1
     answer = model.predict(pixels[rows].numpy(), labels[rows].numpy(), pixels.numpy())
     assert answer.classes == [3, 0, 2, 1]
-    embedded = model.algorithm.embed(pixels.float() / 255)
+    embedded = model.algorithm.embed(pixels.float() / 255).detach()
     means = torch.stack([embedded[rows][labels[rows] == label].mean(0) for label in answer.classes])
     np.testing.assert_allclose(answer.outputs, -(torch.cdist(embedded, means) ** 2), rtol=1e-3, atol=1e-4)
 

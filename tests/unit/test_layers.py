@@ -21,7 +21,20 @@ MODULES = sorted(
 )
 # Every module imports from its own line or from those below it.
 ORDER = (
-    *("__main__", "cli", "commands", "run", "training", "evaluation", "algos", "inner", "datasets", "episodes", "backbones"),
+    *(
+        "__main__",
+        "cli",
+        "api",
+        "commands",
+        "run",
+        "training",
+        "evaluation",
+        "algos",
+        "inner",
+        "datasets",
+        "episodes",
+        "backbones",
+    ),
     *("results", "statistics", "compute", "settings", "show", "optional", "errors"),
 )
 LEAF_PACKAGES = ("training", "evaluation", "algos", "inner", "episodes", "backbones", "datasets", "statistics", "compute")
