@@ -3,7 +3,7 @@
     import fsl_cli
 
     results = fsl_cli.train(["algo=protonet", "dataset=glyphs", "train.iterations=200"])
-    results = fsl_cli.evaluate(results.folder, ["task.ways=10"])
+    harder = fsl_cli.evaluate(results.folder, ["task.ways=10"])
     model = fsl_cli.load(results.folder)
     answer = model.predict(support_x, support_y, query_x)
     table = fsl_cli.read_runs("outputs/train")

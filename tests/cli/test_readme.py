@@ -131,9 +131,7 @@ def test_the_notebook(monkeypatch, tmp_path):
     matplotlib.use("agg")
     namespace: dict = {}
     for text in code:
-        text = re.sub(
-            r'"(train\.iterations|train\.val_every|eval\.episodes)=\d+"', r'"\1=6", "train.val_episodes=4"', text, count=1
-        )
+        text = text.replace('"train.iterations=200"', '"train.iterations=6", "train.val_episodes=4"')
         exec(re.sub(r'"(train\.val_every|eval\.episodes)=\d+"', r'"\1=6"', text), namespace)
     assert namespace["right"] > 15  # of 75; 15 is chance
     assert len(namespace["table"]) == 2
@@ -153,6 +151,6 @@ def test_the_python_of_the_readme(monkeypatch, tmp_path):
         "query_x": random.random((2, *model_shape)),
     }
     exec(code, namespace)
-    assert namespace["results"].task["ways"] == 10
+    assert namespace["harder"].task["ways"] == 10
     assert len(namespace["answer"].labels) == 2
     assert len(namespace["table"]) == 2
