@@ -167,6 +167,25 @@ def test_interrupted_it_saves_and_says_how_to_go_on(small, fsl, tmp_path, monkey
     same_run(whole, folder)
 
 
+def test_a_finished_run_that_goes_on_has_no_results_until_it_is_done_again(small, fsl, monkeypatch):
+    from fsl_cli.training import Training
+
+    folder = small("run", "algo=mann", "train.iterations=4")
+    left = [folder / name for name in ("results.json", "episodes.npz", "curves.png")]
+    assert all(path.exists() for path in left)
+    step = Training.step
+
+    def interrupted(self):
+        if self.progress.iteration == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self)
+
+    monkeypatch.setattr(Training, "step", interrupted)
+    outcome = fsl("train", *merged(("algo=mann", "train.iterations=8", f"hydra.run.dir={folder}", "resume=auto")))
+    assert outcome.code == 130
+    assert not any(path.exists() for path in left)
+
+
 def test_resuming_from_another_folder_brings_its_history_along(small, fsl):
     whole = small("whole")
     half = small("half", "train.iterations=4")
