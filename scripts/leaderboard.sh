@@ -74,20 +74,8 @@ train() { # one method: its name and its own overrides, in its folder
   IFS=+ read -ra own <<<"$1"
   trap 'kill $! 2>/dev/null; wait; exit 143' TERM # or the training would go on by itself
   "$fsl" train "algo=${own[0]}" "${common[@]}" "${own[@]:1}" "hydra.run.dir=$folder" resume=auto >"$folder.log" 2>&1 &
-  wait $! || { echo "$1: $(grep '^error: ' "$folder.log" | tail -1 || true) (see $folder.log)" >&2; record "$folder"; }
+  wait $! || { echo "$1: $(grep '^error: ' "$folder.log" | tail -1 || true) (see $folder.log)" >&2; "$python" -m fsl_cli.results.refused "$folder" "$folder.log"; }
   echo "== $1  $(grep '^test ' "$folder.log" | tail -1)"
-}
-record() { # why there is no result, for the table
-  [ -e "$1/status.json" ] && return
-  mkdir -p "$1"
-  "$python" - "$1" <<'PYTHON'
-import json, pathlib, sys
-
-folder = pathlib.Path(sys.argv[1])
-lines = [line for line in pathlib.Path(f"{folder}.log").read_text().splitlines() if line.startswith("error: ")]
-status = {"state": "failed", "error": "; ".join(line.removeprefix("error: ") for line in lines) or "no reason given"}
-(folder / "status.json").write_text(json.dumps(status, indent=2))
-PYTHON
 }
 trap 'kill $(jobs -p) 2>/dev/null; wait; exit 130' INT TERM
 

@@ -60,15 +60,7 @@ for run in "${runs[@]}"; do
       echo "== $run  $way-way $shot-shot"
       if ! "$fsl" eval run="$run" task.ways="$way" task.shots="$shot" eval.episodes="$episodes" \
         ${overrides[@]+"${overrides[@]}"} hydra.run.dir="$folder" 2>"$out/stderr"; then
-        "$python" - "$folder" "$out/stderr" "$way" "$shot" <<'PYTHON'
-import json, pathlib, sys
-
-folder, stderr, ways, shots = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), *sys.argv[3:]
-lines = [line.removeprefix("error: ") for line in stderr.read_text().splitlines() if line.startswith("error: ")]
-folder.mkdir(parents=True, exist_ok=True)
-status = {"state": "failed", "error": "; ".join(lines) or "no reason given", "task": {"ways": ways, "shots": shots}}
-(folder / "status.json").write_text(json.dumps(status, indent=2))
-PYTHON
+        "$python" -m fsl_cli.results.refused "$folder" "$out/stderr" ways="$way" shots="$shot"
       fi
       cat "$out/stderr" >&2
       rows+=("$run=$folder")

@@ -23,7 +23,7 @@ COLUMNS = ("run", "algo", "dataset", "ways", "shots", "seed", "episodes", SCORE,
 
 
 def with_columns(further: Iterable[str]) -> tuple[str, ...]:
-    """The columns of a table with some more behind the first, but none that says again what another one says."""
+    """The columns of a table with some more after the first one; a key that has a column already gets no second one."""
     said = {"algo", "dataset", "seed", "task.ways", "task.shots"}
     return (COLUMNS[0], *(name for name in further if name not in said), *COLUMNS[1:])
 
@@ -59,7 +59,8 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
     if results is None or state == "failed":
         reason = str(status.get("error", "no results"))
         known = described(run.read_config()) if run.config.is_file() else {}
-        return {**dict.fromkeys(COLUMNS, ""), **known, **status.get("task", {}), "run": name, "state": f"{state}: {reason}"}
+        task = {key: str(value) for key, value in status.get("task", {}).items()}
+        return {**dict.fromkeys(COLUMNS, ""), **known, **task, "run": name, "state": f"{state}: {reason}"}
     headline, score = results.headline, results.score
     return {
         "run": name,
