@@ -116,6 +116,8 @@ class Results:
         if version > 1:
             headline = Score(content["headline"], content["higher_is_better"], content["unit"])
             scores = content["scores"]
+        if headline.name not in scores:
+            raise KeyError(headline.name)
         kept = ("algo", "dataset", "backbone", "parameters", "seed", "split", "checkpoint", "iteration", "transductive")
         return cls(
             **{key: content[key] for key in (*kept, "episodes_seed", "episodes_digest")},

@@ -9,6 +9,7 @@ from fsl_cli.errors import FslError
 from fsl_cli.settings.plugins import plugins
 
 GROUPS = ("algo", "dataset", "backbone", "hardware", "experiment")
+TUNED = "tuned"  # ALGO_DATASET.yaml in it: defaults that suit an algorithm on a data set; followed, never chosen
 RESERVED = frozenset({"_target_", "name"})  # keys of a member that are no options
 
 

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli.errors import FslError, close_match, raise_all
-from fsl_cli.settings.conf_files import GROUPS, RESERVED, choices
+from fsl_cli.settings.conf_files import GROUPS, RESERVED, TUNED, choices
 
 _FLAGS_WITH_VALUE = {
     "--cfg",
@@ -78,7 +78,10 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
 
 def group_problems(parsed: Sequence[Override]) -> list[FslError]:
     """Config groups that are added, deleted, or given a member that does not exist."""
-    return [problem for each in parsed if _is_group(each) for problem in _group_problems(each)]
+    hint = "override the options themselves, such as algo.inner_lr=0.01"
+    chosen = [each for each in parsed if each.key_or_group.lstrip("+~") == TUNED]
+    found = [FslError("follows from algo and dataset", where=_place(each), hint=hint) for each in chosen]
+    return found + [problem for each in parsed if _is_group(each) for problem in _group_problems(each)]
 
 
 def key_problems(words: Sequence[str], compose: Callable[[Sequence[str]], DictConfig]) -> list[FslError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -23,7 +24,7 @@ from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.run import plan
 from fsl_cli.settings import build, schema
 from fsl_cli.settings import resolve as config
-from fsl_cli.settings.conf_files import GROUPS, RESERVED, choices, conf_dir
+from fsl_cli.settings.conf_files import GROUPS, RESERVED, TUNED, choices, conf_dir
 
 BUILT = ("algo", "dataset", "backbone")
 MEMBERS = [(group, name) for group in GROUPS for name in choices(group)]
@@ -89,7 +90,7 @@ def test_every_group_has_its_members():
     tasks = ("5w1s", "5w5s", "20w1s", "20w5s")
     others = {"demo", "mann_omniglot_5w1s", "maml_sinusoid_5shot", "maml_sinusoid_10shot"}
     assert others | {f"{algo}_omniglot_{task}" for algo in everywhere for task in tasks} == set(choices("experiment"))
-    files = [path for path in conf_dir().rglob("*.yaml") if path.parent != conf_dir()]
+    files = [path for path in conf_dir().rglob("*.yaml") if path.parent not in (conf_dir(), conf_dir() / TUNED)]
     assert len(files) == len(MEMBERS) == sum(count.values())
 
 
@@ -125,7 +126,8 @@ def test_a_file_starts_with_what_it_is_and_a_command_that_makes_valid_settings_o
         plan.check(command[2:])
         settings = config.validate(composed(*command[2:]))
         group, name = path.parent.name, path.stem
-        assert path.parent == conf_dir() or f"{group}={name}" in command
+        named = [f"algo={name.rpartition('_')[0]}"] if group == TUNED else [f"{group}={name}"]
+        assert path.parent == conf_dir() or set(named) <= set(command)
         if group in BUILT:
             assert getattr(settings, group)["name"] == name
     else:
@@ -345,3 +347,49 @@ def test_a_saved_configuration_cannot_run_code_either(section, default, tmp_path
     with pytest.raises(FslError):
         build.build(node, section, {})
     assert ran == []
+
+
+# --- defaults that suit an algorithm on a data set
+
+
+def test_what_is_tuned_for_an_algorithm_on_a_data_set_is_followed():
+    names = sorted(path.stem for path in (conf_dir() / TUNED).glob("*.yaml"))
+    assert len(names) == 10
+    for name in names:
+        algo, _, dataset = name.rpartition("_")
+        assert (algo in choices("algo"), dataset in choices("dataset")) == (True, True)
+        own, elsewhere = composed(f"algo={algo}", f"dataset={dataset}"), composed(f"algo={algo}")
+        assert own["algo"]["inner_lr"] < elsewhere["algo"]["inner_lr"]
+        config.validate(own)
+    assert composed("algo=maml", "dataset=sinusoid", "algo.inner_lr=0.3")["algo"]["inner_lr"] == 0.3
+
+
+def test_the_data_set_chooses_a_backbone_unless_the_user_does():
+    assert composed("dataset=sinusoid")["backbone"]["name"] == "mlp"
+    assert composed("dataset=sinusoid", "backbone=resnet12")["backbone"]["name"] == "resnet12"
+    assert composed("dataset=glyphs")["backbone"]["name"] == "conv4"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["algo=protonet", "dataset=sinusoid"], "algo: protonet does not do regression, which dataset=sinusoid asks for"),
+        (["algo=proto_maml", "dataset=sinusoid"], "algo: proto_maml does not do regression"),
+        (["dataset=sinusoid", "task.ways=5"], "task.ways: 5 is not valid: dataset=sinusoid has no classes"),
+        (["task.ways=null"], "task.ways: is missing"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_one_line(words, line):
+    (found,) = problems(composed(*words))
+    assert found.startswith(line)
+
+
+def test_every_method_with_an_inner_loop_does_regression_and_no_other():
+    solvers = set()
+    for name in choices("algo"):
+        with contextlib.suppress(Problems):
+            config.validate(composed(f"algo={name}", "dataset=sinusoid"))
+            solvers.add(name)
+    expected = {"maml", "fomaml", "anil", "boil", "metasgd", "mamlpp", "reptile", "imaml", "meta_lstm", "finetune"}
+    assert solvers == expected

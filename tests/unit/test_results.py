@@ -1,0 +1,97 @@
+"""Results: what is written is what is read, and what version 0.1.0 wrote is read too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from fsl_cli.errors import FslError
+from fsl_cli.results import tables
+from fsl_cli.results.results import VERSION, CurvePoint, Results, read_results
+from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.statistics.intervals import MeanInterval
+from fsl_cli.statistics.scores import ACCURACY, MSE
+
+OLD = Path(__file__).parent.parent / "fixtures" / "run_0.1.0" / "results.json"
+REGRESSION = Results(
+    algo="maml",
+    dataset="sinusoid",
+    backbone="mlp",
+    parameters=1761,
+    seed=0,
+    split="test",
+    checkpoint="best",
+    iteration=600,
+    transductive=True,
+    task={"shots": 10, "queries": 100},
+    headline=MSE,
+    scores={"mse": MeanInterval(0.159, 0.0129, 1000, "t")},
+    curves={
+        "inner_steps": [
+            CurvePoint(0, MeanInterval(3.2, 0.2, 1000, "t")),
+            CurvePoint(10, MeanInterval(0.159, 0.0129, 1000, "t")),
+        ]
+    },
+    episodes_seed=0,
+    episodes_digest="abc",
+)
+
+
+def test_what_is_written_is_what_is_read():
+    content = json.loads(json.dumps(REGRESSION.to_json()))
+    assert (content["version"], content["headline"], content["scores"]["mse"]["mean"]) == (VERSION, "mse", 0.159)
+    assert "accuracy" not in content
+    assert Results.from_json(content) == REGRESSION
+
+
+def test_results_of_version_0_1_0_are_read():
+    content = json.loads(OLD.read_text())
+    results = read_results(OLD)
+    assert results.headline == ACCURACY
+    assert (results.score.mean, results.scores["loss"].as_dict()) == (content["accuracy"]["mean"], content["loss"])
+    assert (results.task, results.curves) == (content["task"], {})
+    written = results.to_json()
+    assert written["accuracy"] == written["scores"]["accuracy"] == content["accuracy"]
+    assert {key: written[key] for key in content} == content
+
+
+def test_results_that_cannot_be_read_say_why(tmp_path):
+    path = tmp_path / "results.json"
+    assert read_results(path) is None
+    for changed, reason in (({"version": VERSION + 1}, "version"), ({"scores": {}}, "mse"), ({"task": None}, "NoneType")):
+        path.write_text(json.dumps(REGRESSION.to_json() | changed))
+        with pytest.raises(FslError, match=reason):
+            read_results(path)
+
+
+def folder_with(path: Path, results: Results) -> Path:
+    run = RunFolder(path)
+    run.write_json(run.results, results.to_json())
+    run.write_status("done")
+    return path
+
+
+def test_tables_have_a_column_for_each_headline_score(tmp_path):
+    one = folder_with(tmp_path / "0", REGRESSION)
+    other = folder_with(tmp_path / "1", read_results(OLD))
+    rows = [tables.row(one, "0"), tables.row(other, "1")]
+    assert (rows[0]["mse"], rows[0]["± 95% CI"], rows[0]["ways"], rows[1]["accuracy %"]) == ("0.1590", "0.0129", "", "33.33")
+    assert "mse" in tables.named(tables.COLUMNS, rows[:1])
+    assert "accuracy %" not in tables.named(tables.COLUMNS, rows[:1])
+    assert [name for name in tables.named(tables.COLUMNS, rows) if name in ("mse", "accuracy %")] == ["accuracy %", "mse"]
+    assert tables.named(tables.COLUMNS, rows[1:]) == tables.named(tables.COLUMNS, []) == tables.COLUMNS
+    assert tables.report(rows, tmp_path / "t.md", tmp_path / "t.csv") == 0
+    assert "| 0.1590 |" in (tmp_path / "t.md").read_text()
+
+
+def test_the_best_come_first_whichever_way_is_better(tmp_path, monkeypatch):
+    worse = dataclasses.replace(REGRESSION, scores={"mse": MeanInterval(3.0, 0.1, 1000, "t")})
+    folders = [folder_with(tmp_path / "a", worse), folder_with(tmp_path / "b", REGRESSION)]
+    words = [f"{folder.name}={folder}" for folder in folders]
+    files = ["--markdown", str(tmp_path / "t.md"), "--csv", str(tmp_path / "t.csv")]
+    monkeypatch.setattr("sys.argv", ["tables", *words, *files, "--best-first"])
+    assert tables.main() == 0
+    assert [line.split(",")[0] for line in (tmp_path / "t.csv").read_text().splitlines()] == ["run", "b", "a"]
