@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import math
 import os
 import signal
 import time
@@ -212,6 +213,24 @@ def test_a_job_that_never_ends_counts_as_failed(fsl, tmp_path, monkeypatch):
     (folder / "0" / "status.json").write_text('{"state": "running", "launch": "another"}')
     assert fsl("train", "-m", *merged(("seed=0,1", f"hydra.sweep.dir={folder}", "resume=auto"))).code == 130
     assert rows_of(folder)[0]["state"] == "done"
+
+
+def test_a_failed_job_returns_no_score_and_one_whose_status_stays_running_has_failed(fsl, tmp_path, monkeypatch):
+    from fsl_cli.run.lifecycle import Life
+    from fsl_cli.run.train import SweepTask
+
+    returned = []
+    run, done = SweepTask.__call__, Life.done
+    monkeypatch.setattr(SweepTask, "__call__", lambda task, config: returned.append(run(task, config)))
+    monkeypatch.setattr(Life, "done", lambda life, **details: life.details["job"] == 1 or done(life, **details))
+    folder = tmp_path / "sweep"
+    assert fsl("train", "-m", *merged(("task.ways=4,5,5000", f"hydra.sweep.dir={folder}"))).code == 2
+    states = [row["state"] for row in rows_of(folder)]
+    assert states[:2] == ["done", "failed: it has not ended: its status is running"]
+    assert states[2].startswith("failed: task.ways: 5000 ways")
+    for number in (0, 1):
+        assert returned[number] == max(line["val/accuracy"] for line in metrics(folder / str(number)) if "val/accuracy" in line)
+    assert math.isnan(returned[2])
 
 
 def test_a_sweeper_goes_by_the_validation_score_and_the_test_split_may_stay_closed(fsl, tmp_path, monkeypatch):
