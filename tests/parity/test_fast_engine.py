@@ -19,7 +19,7 @@ from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.backbones.resnet12 import ResNet12
 from fsl_cli.compute.hardware import Hardware
-from fsl_cli.episodes import Task
+from fsl_cli.episodes import Episodes, Examples, Regression, Task
 from fsl_cli.errors import FslError
 from fsl_cli.inner.fast.layers import Layer, Product
 from fsl_cli.inner.fast.normalisation import BatchNormLayer
@@ -95,6 +95,26 @@ def test_every_layer_is_in_one_of_the_nets():
     assert {each for each in kinds(Layer) if not each.__abstractmethods__} == LAYERS
     assert {layer.relu for network in networks for layer in network.layers if type(layer) is BatchNormLayer} == {True, False}
     assert {layer.bias is None for network in networks for layer in network.layers if type(layer) is Product} == {True, False}
+
+
+@pytest.mark.parametrize("options", [{}, {"first_order": True}, {"inner_lr_learning": "per_parameter"}], ids=str)
+def test_engines_agree_on_regression(options):
+    generator = torch.Generator().manual_seed(1)
+    support, query = (
+        Examples(*(torch.randn(3, rows, size, generator=generator, dtype=torch.float64) for size in (1, 2))) for rows in (5, 4)
+    )
+    episodes, found = Episodes(support, query, Regression(2)), []
+    for engine in ("loop", "vmap", "fast"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(1, 8), nn.ReLU())
+        algorithm = MAML(net, 8, 2, engine, inner_lr=0.1, inner_steps=3, **options).double()
+        nn.init.normal_(algorithm.net.head.weight)
+        loss = algorithm.loss(episodes).loss
+        loss.backward()
+        found.append([loss.detach(), *(each.grad for each in algorithm.parameters())])
+    assert min(each.abs().max() for each in found[0]) > 1e-4
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -281,7 +281,15 @@ def test_a_data_set_is_swapped_as_a_whole_and_its_options_follow(saved):
 
 def test_what_a_trained_model_cannot_change(saved):
     found = refusals(
-        saved, "algo=maml", "train.iterations=5", "seed=1", "task.shot=3", "task.ways=5,20", "+task.extra=1", "dataset=omnigl"
+        saved,
+        "algo=maml",
+        "train.iterations=5",
+        "seed=1",
+        "task.shot=3",
+        "task.ways=5,20",
+        "+task.extra=1",
+        "~task.shots",
+        "dataset=omnigl",
     )
     starts = {
         "algo=maml: a trained model cannot change it",
@@ -290,6 +298,7 @@ def test_what_a_trained_model_cannot_change(saved):
         "task.shot=3: there is no such key (did you mean task.shots?",
         "task.ways=5,20: one value at a time",
         "+task.extra=1: there is no such key",
+        "~task.shots: there is no such key",
         "dataset=omnigl: there is no dataset omnigl (did you mean omniglot?",
     }
     assert len(found) == len(starts)
