@@ -102,13 +102,14 @@ def _table(plan: Plan) -> int:
     folders = [job.folder for job in plan.jobs] or _started(plan)
     statuses = [_status(folder, plan.launch) for folder in folders]
     values = swept([job.overrides for job in plan.jobs] or [status["overrides"] for status in statuses])
+    columns = tables.with_columns(values[0] if values else ())
     rows = [
-        tables.row(folder, os.path.relpath(folder, plan.folder), status.get("error")) | each
+        tables.row(folder, os.path.relpath(folder, plan.folder), status.get("error"))
+        | {key: value for key, value in each.items() if key in columns}  # others have a column already
         for folder, status, each in zip(folders, statuses, values, strict=True)
     ]
     for row, job in zip(rows, plan.jobs, strict=False):  # also of a job that has failed before it wrote what it is
         row |= {key: value for key, value in tables.described(job.config).items() if not row[key]}
-    columns = tables.with_columns(values[0] if values else ())
     tables.report(rows, plan.folder / "results.md", plan.folder / "results.csv", columns)
     return max((int(status["exit_code"]) for status in statuses), default=0)
 

@@ -15,6 +15,8 @@ import torch
 from command_line import merged, metrics, results
 from omegaconf import OmegaConf
 
+from fsl_cli.results.tables import COLUMNS
+
 
 @pytest.fixture
 def sweep(fsl, tmp_path):
@@ -190,6 +192,7 @@ def test_jobs_in_other_processes_are_read_from_their_folders(fsl, tmp_path):
     outcome = fsl("train", "-m", *merged(("task.ways=4,500",)), *launcher)
     assert outcome.code == 2
     done, failed = rows_of(folder)
+    assert tuple(done) == COLUMNS
     assert done["state"] == "done"
     assert float(done["accuracy %"]) == pytest.approx(100 * results(folder / "0")["accuracy"]["mean"], abs=0.005)
     assert failed["state"].startswith("failed: task.ways: 500 ways, but the val split has")
