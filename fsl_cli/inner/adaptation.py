@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class GradientOf(Protocol):
-    """A way to differentiate: the gradient of a loss at some parameters."""
+    """A function that returns the gradient of a loss with respect to its parameters."""
 
     def __call__(self, loss: LossFunction, parameters: Parameters, *, first_order: bool) -> Parameters:
-        """Gradient by name; a constant if ``first_order``."""
+        """Gradient by parameter name; detached from the graph if ``first_order``."""
 
 
 def adapt(
@@ -33,20 +33,21 @@ def adapt(
     *,
     checkpoint: bool = False,
 ) -> Parameters:
-    """Take steps on the support loss of a task, by default theta' = theta - alpha * grad L(theta).
+    """Take inner-loop steps on the support loss of a task; with plain SGD, theta' = theta - alpha * grad L(theta).
 
-    The steps stay in the graph of the parameters and of ``step_sizes``, so that an outer loss of the result can be
-    differentiated through them. Several tasks are adapted together when ``gradient`` gives each its own.
+    The result is differentiable with respect to the initial parameters and ``step_sizes``, so an outer loss can be
+    backpropagated through the steps. Several tasks are adapted together when ``gradient`` returns one gradient per task.
 
     Args:
-        gradient: gradient of the support loss by the parameters, before step 0, 1, ...
-        rule: what a step makes of it.
-        state: ``rule.begin`` of the parameters theta, or what earlier steps have returned.
-        step_sizes: alpha by name for step 0, 1, ..., a number or a tensor that broadcasts to the parameter; the last
-            entry is for all further steps too.
-        steps: numbers of the steps to take, ascending; empty: none.
-        checkpoint: keep the state of about log2(steps) steps and nothing else, and run the steps again for the outer
-            gradient (Chen et al. 2016, "Training deep nets with sublinear memory cost"); same values.
+        gradient: returns the gradient of the support loss with respect to the given parameters, for step 0, 1, ...
+        rule: the update rule that applies the gradient.
+        state: ``rule.begin`` of the parameters theta, or the state returned by earlier steps.
+        step_sizes: alpha by parameter name for step 0, 1, ..., a number or a tensor that broadcasts to the parameter;
+            the last entry also applies to all later steps.
+        steps: indices of the steps to take, in ascending order; may be empty.
+        checkpoint: gradient checkpointing: store the state of only about log2(steps) steps and recompute the steps for
+            the outer gradient (Chen et al. 2016, "Training deep nets with sublinear memory cost"); the values are the
+            same.
 
     Returns:
         The state after the steps.
@@ -61,7 +62,7 @@ def adapt(
 
 
 def of_step(values: Sequence[T], step: int) -> T:
-    """The entry of a step; the last one is for all further steps too."""
+    """The entry for a step; the last entry also applies to all later steps."""
     return values[min(step, len(values) - 1)]
 
 
@@ -72,7 +73,7 @@ def _run(step: TakeStep, state: Parameters, steps: range) -> Parameters:
 
 
 def _run_from_checkpoints(step: TakeStep, state: Parameters, steps: range) -> Parameters:
-    """`_run` that keeps a few of the states on the way; to go backwards, each half is run by itself."""
+    """`_run` that stores only a few intermediate states; the backward pass recomputes one half at a time."""
     if len(steps) <= 1:
         return _checkpoint(lambda state: _run(step, state, steps), state)
     for half in (steps[: len(steps) // 2], steps[len(steps) // 2 :]):
@@ -87,7 +88,7 @@ def _checkpoint(function: Callable[[Parameters], Parameters], state: Parameters)
         after = function(dict(zip(names, values, strict=True)))
         return tuple(after[name] for name in names)
 
-    # As separate tensors: a checkpoint inside a checkpoint frees what it was given only then.
+    # Passed as separate tensors: otherwise a nested checkpoint would not free its inputs.
     values = checkpointed(of_values, *state.values(), use_reentrant=False)
     return dict(zip(names, values, strict=True))
 
@@ -97,7 +98,7 @@ def autograd_gradient(loss: LossFunction, parameters: Parameters, *, first_order
     constant = first_order or not torch.is_grad_enabled()
     if constant:
         parameters = {name: theta.detach().requires_grad_() for name, theta in parameters.items()}
-    else:  # one parameter may be made of another (a head of the body's features): as aliases they are independent here
+    else:  # one parameter may be computed from another (a head from the body's features); views make them independent
         parameters = {name: theta.view_as(theta) for name, theta in parameters.items()}
     with torch.enable_grad():
         value = loss(parameters)
@@ -106,7 +107,7 @@ def autograd_gradient(loss: LossFunction, parameters: Parameters, *, first_order
 
 
 def functional_gradient(loss: LossFunction, parameters: Parameters, *, first_order: bool) -> Parameters:
-    """Gradient by `torch.func.grad`, which may run under `torch.func.vmap`; differentiable unless ``first_order``."""
+    """Gradient by `torch.func.grad`, which works under `torch.func.vmap`; differentiable unless ``first_order``."""
     if first_order:
         parameters = {name: theta.detach() for name, theta in parameters.items()}
     gradients = torch.func.grad(loss)(parameters)

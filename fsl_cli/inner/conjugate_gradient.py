@@ -1,4 +1,4 @@
-"""Conjugate gradients for the systems of many tasks at once."""
+"""The conjugate gradient method for one linear system per task, all tasks at once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fsl_cli.inner.update_rules import Parameters
 def conjugate_gradient(product: Callable[[Parameters], Parameters], b: Parameters, steps: int) -> tuple[Parameters, Tensor]:
     """Solve ``A x = b`` for each task, where A is symmetric (Hestenes & Stiefel 1952; Nocedal & Wright 2006, algorithm 5.2).
 
-    A task stops where its A bends downwards along the direction of search, as truncated Newton methods do (algorithm 7.1):
-    it keeps the x it has, which is b itself if that happens at once.
+    A task stops at negative curvature, when the search direction d has ``d' A d <= 0``, as truncated Newton methods do
+    (algorithm 7.1): it keeps its current x, or takes b itself if this happens in the first step.
 
     Args:
-        product: x to A x, each task with its own A.
-        b: ``[T, ...]`` by name; a vector of a task is all of them together.
-        steps: how many at most, each with one product; >= 1.
+        product: maps x to A x, each task with its own A.
+        b: ``[T, ...]`` by name; the vector of a task is the concatenation of its entries over all names.
+        steps: maximum number of steps, each with one product; >= 1.
 
     Returns:
-        x, and the norm of ``b - A x`` relative to that of b, ``[T]``.
+        x, and the norm of ``b - A x`` relative to the norm of b, ``[T]``.
     """
     x = {name: torch.zeros_like(value) for name, value in b.items()}
     residual, direction = b, b
@@ -43,15 +43,15 @@ def conjugate_gradient(product: Callable[[Parameters], Parameters], b: Parameter
 
 
 def inner_product(one: Parameters, other: Parameters) -> Tensor:
-    """Inner products ``[T]`` over all entries of each task."""
+    """Inner product of each task's vectors, over all names and entries: ``[T]``."""
     return torch.stack([(value * other[name]).flatten(1).sum(1) for name, value in one.items()]).sum(0)
 
 
 def norm(vector: Parameters) -> Tensor:
-    """Euclidean norms ``[T]`` over all entries of each task."""
+    """Euclidean norm of each task's vector, over all names and entries: ``[T]``."""
     return inner_product(vector, vector).sqrt()
 
 
 def _plus(x: Parameters, factor: Tensor, y: Parameters) -> Parameters:
-    """``x + factor * y``, a factor ``[T]`` for each task."""
+    """``x + factor * y`` with one factor per task, ``[T]``."""
     return {name: value + factor.view(-1, *[1] * (value.ndim - 1)) * y[name] for name, value in x.items()}

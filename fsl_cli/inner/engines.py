@@ -1,7 +1,7 @@
-"""Engines: ways to run the inner loop of a batch of tasks, with the same numbers.
+"""Engines: interchangeable implementations of the inner loop for a batch of tasks, with the same results.
 
-``loop`` is the reference, one task after the other with plain autograd. ``vmap`` runs all tasks of a chunk at once, for
-any network. ``fast`` does so for networks built of layers whose derivatives are written out, several times faster.
+``loop`` is the reference: one task at a time with plain autograd. ``vmap`` runs all tasks of a chunk at once, for any
+network. ``fast`` does the same several times faster, for networks of layers with hand-written derivatives.
 ``learn2learn`` runs the same episodes and network through learn2learn 0.2.0 (Arnold et al. 2020).
 """
 
@@ -25,15 +25,16 @@ from fsl_cli.inner.tasks import TaskBatch, has_batch_norm, loop_tasks, vmap_task
 
 EngineName = Literal["auto", "fast", "vmap", "loop", "learn2learn"]
 TaskBatchOf = Callable[..., TaskBatch]
-"""Inner loop, episodes and, optionally, batches to `TaskBatch`."""
+"""Builds a `TaskBatch` from an inner loop, episodes and, optionally, mini-batches."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run the inner loop of a batch of tasks.
+    """An implementation of the inner loop for a batch of tasks.
 
     Attributes:
-        run: inner loop, episodes and numbers of steps, ascending, to query outputs ``[len(steps), T, B, O]``.
+        run: takes an inner loop, episodes and numbers of steps in ascending order; returns query outputs
+            ``[len(steps), T, B, O]``.
         check: raises `FslError` for an inner loop that the engine cannot run.
     """
 
@@ -42,9 +43,9 @@ class Engine:
 
 
 def auto_tasks(inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> TaskBatch:
-    """``fast`` where the network allows it, else ``vmap``, or ``loop`` when steps are run again to save memory.
+    """``fast`` if it supports the network; otherwise ``vmap``, or ``loop`` with gradient checkpointing.
 
-    Uneven shots with batch normalisation need ``loop`` too.
+    Uneven shots with batch normalisation always use ``loop``.
     """
     if episodes.masked and has_batch_norm(inner.net):
         return loop_tasks(inner, episodes, batches)
@@ -53,21 +54,21 @@ def auto_tasks(inner: InnerLoop, episodes: Episodes, batches: Tensor | None = No
 
 
 def check_vmap(inner: InnerLoop) -> None:
-    """Raise `FslError` for steps from checkpoints, which `torch.func` cannot differentiate."""
+    """Raise `FslError` for gradient checkpointing, which `torch.func` cannot differentiate."""
     if inner.checkpoint:
         raise FslError(
-            "vmap cannot do algo.checkpoint_inner=true", where="hardware.engine", hint="leave it at auto, or use loop"
+            "vmap does not support algo.checkpoint_inner=true", where="hardware.engine", hint="leave it at auto, or use loop"
         )
 
 
 def tasks_engine(name: EngineName, inner: InnerLoop) -> TaskBatchOf:
-    """The engine as `TaskBatch`, for methods that do more with a task than the steps of `InnerLoop`.
+    """The engine as a `TaskBatch` constructor, for methods that need more than the steps of `InnerLoop`.
 
     Raises:
         FslError: the engine cannot run this inner loop.
     """
     if name not in _TASKS:
-        what = f"{name} is not valid: it runs the inner loop of MAML and nothing else"
+        what = f"{name} is not valid: it supports the inner loop of MAML only"
         raise FslError(what, where="hardware.engine", hint=f"leave it at auto, or use {', '.join(list(_TASKS)[1:])}")
     ENGINES[name].check(inner)
     return _TASKS[name]

@@ -1,4 +1,4 @@
-"""What one task does with its support set: adapt a classifier, then classify the queries."""
+"""The inner loop of one task: adapt a classifier to the support set, then classify the queries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Adapt = Literal["all", "head", "body"]
 
 
 class Classifier(nn.Sequential):
-    """A backbone (``body``) with a linear ``head``, images ``[B, C, H, W]`` to logits ``[B, ways]``."""
+    """A backbone (``body``) with a linear ``head``; maps images ``[B, C, H, W]`` to logits ``[B, ways]``."""
 
     body: nn.Module
     head: nn.Linear
@@ -26,15 +26,15 @@ class Classifier(nn.Sequential):
         super().__init__(OrderedDict(body=body, head=nn.Linear(features, ways)))
 
     def with_ways(self, ways: int) -> Classifier:
-        """Give the classifier another number of ways: the same body, every row of the head the mean of the rows here.
+        """A classifier for another number of ways: the same body, and a head whose rows are all the mean of the current rows.
 
-        The rows of a meta-trained head are interchangeable, since labels are drawn at random in every episode; one
-        shared row does as well as several (Ye & Chao 2022, "How to train your MAML to excel in few-shot
-        classification"). The new head is a copy: no gradient reaches the one it was made from.
+        The rows of a meta-trained head are interchangeable, since labels are assigned at random in every episode; one
+        shared row performs as well as several (Ye & Chao 2022, "How to train your MAML to excel in few-shot
+        classification"). The new head is a copy: no gradient flows to the original head.
         """
         if ways == self.head.out_features:
             return self
-        with torch.device("meta"):  # its values are replaced: draw no random numbers for them
+        with torch.device("meta"):  # the values are replaced below: do not draw random initial ones
             other = Classifier(self.body, self.head.in_features, ways)
         for name, old in self.head.named_parameters():
             setattr(other.head, name, nn.Parameter(mean_row(old.detach(), ways)))
@@ -42,31 +42,31 @@ class Classifier(nn.Sequential):
 
 
 def mean_row(values: Tensor, ways: int) -> Tensor:
-    """The mean over the first axis, repeated ``ways`` times: ``[N, ...]`` to ``[ways, ...]``."""
+    """The mean over the first axis of ``[N, ...]``, repeated ``ways`` times: ``[ways, ...]``."""
     return values.mean(0, keepdim=True).repeat(ways, *[1] * (values.ndim - 1))
 
 
 def adapted_names(net: Classifier, which: Adapt) -> list[str]:
-    """Names of the parameters that the inner loop moves."""
+    """Names of the parameters that the inner loop adapts."""
     names = [name for name, _ in net.named_parameters()]
     return names if which == "all" else [name for name in names if name.startswith(f"{which}.")]
 
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """What the inner loop of every task does; an engine runs it on a batch of tasks.
+    """The options of the inner loop, the same for every task; an engine runs it on a batch of tasks.
 
     Attributes:
         net: the classifier.
-        which: what is adapted; the rest stays as it was meta-learned.
-        step_sizes: alpha by parameter name for step 0, 1, ...; the last entry is for all further steps too.
+        which: the part that is adapted; the rest keeps its meta-learned values.
+        step_sizes: alpha by parameter name for step 0, 1, ...; the last entry also applies to all later steps.
         first_order: treat inner gradients as constants.
         transductive: queries are normalised by the statistics of the query batch; otherwise by those of the support
             set, so that a query's logits do not depend on the other queries (MetaBN, Bronskill et al. 2020).
-        checkpoint: trade time for memory, see `adapt`.
-        rule: what a step makes of a gradient.
-        step_weights: weights by name that stand in for those of the net in step 0, 1, ..., last entry as above; the
-            queries after step i see those of step i.
+        checkpoint: gradient checkpointing, which trades time for memory; see `adapt`.
+        rule: the update rule that applies a gradient.
+        step_weights: weights by name that replace those of the net in step 0, 1, ...; the last entry also applies to
+            all later steps. The queries after step i use those of step i.
     """
 
     net: Classifier
@@ -80,11 +80,11 @@ class InnerLoop:
 
     @property
     def module(self) -> nn.Module:
-        """The module that the steps run through: the features do not change while only the head adapts."""
+        """The module that is run in every step: only the head if only the head adapts, since its features are constant."""
         return self.net.head if self.which == "head" else self.net
 
     def local(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What is named as in `net`, named as in `module`."""
+        """Values named as in `net`, renamed as in `module`; values of other parameters are dropped."""
         if self.which != "head":
             return dict(values)
         return {name.removeprefix("head."): value for name, value in values.items() if name.startswith("head.")}
@@ -92,14 +92,14 @@ class InnerLoop:
     def query_outputs(
         self, module: nn.Module, forward: Callable[[Tensor], Tensor], support_x: Tensor, query_x: Tensor, axis: int = 0
     ) -> Tensor:
-        """Outputs for the queries, normalised as ``transductive`` says.
+        """Outputs for the queries, with batch normalisation as set by ``transductive``.
 
         Args:
-            module: the module that ``forward`` runs, whose batch normalisation is meant.
-            forward: inputs to outputs.
+            module: the module that ``forward`` runs; its batch normalisation is configured.
+            forward: maps inputs to outputs.
             support_x: support images or features.
             query_x: query images or features.
-            axis: the axis over images.
+            axis: the axis that indexes images.
         """
         if self.transductive:
             return forward(query_x)

@@ -1,4 +1,4 @@
-"""The inner loop of learn2learn 0.2.0: its MAML, and its MetaSGD where step sizes are learned per parameter."""
+"""The inner loop of learn2learn 0.2.0: its MAML, or its MetaSGD if step sizes are learned per parameter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsl_cli.optional import learn2learn
 
 
 def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: Sequence[int]) -> Tensor:
-    """One task after the other through learn2learn. Returns query outputs ``[len(steps), T, B, O]``.
+    """Adapt one task at a time with learn2learn. Returns query outputs ``[len(steps), T, B, O]``.
 
     Raises:
         FslError: learn2learn is missing.
@@ -31,7 +31,7 @@ def learn2learn_engine(inner: InnerLoop, episodes: Episodes, steps: Sequence[int
 
 
 def check_supported(inner: InnerLoop) -> None:
-    """Raise `FslError` if learn2learn is missing, and for what it does not do."""
+    """Raise `FslError` if learn2learn is missing or does not support the inner loop."""
     learn2learn("algorithms.maml", needed_for="hardware.engine=learn2learn")
     if inner.checkpoint:
         raise _unsupported("algo.checkpoint_inner=true", "checkpoint_inner=false")

@@ -9,19 +9,19 @@ from fsl_cli.episodes.randomness import uniform
 
 
 def mini_batches(seeds: Tensor, rows: int, size: int, steps: int) -> Tensor:
-    """Rows of the support set for each step: one random order after the other, cut into batches.
+    """Rows of the support set for each step: consecutive random permutations, cut into batches.
 
-    Every row is seen once before any is seen again; a batch may reach from the end of one order into the next, and does
-    so when it is larger than the support set.
+    Every row is used once before any row is used again. A batch may span the end of one permutation and the start of the
+    next; a batch larger than the support set always does.
 
     Args:
         seeds: int64 ``[T]``, `Episodes.seeds`.
-        rows: how many images the support set has.
-        size: rows of a batch, B.
+        rows: number of images in the support set.
+        size: rows per batch, B.
         steps: S >= 1.
 
     Returns:
-        int64 ``[T, S, B]``. The first steps are the same however many follow.
+        int64 ``[T, S, B]``. The batches of the first steps do not depend on ``steps``.
     """
     epochs = -(-size * steps // rows)
     orders = uniform(seeds, (epochs, rows), "mini-batches").argsort(dim=2, stable=True)

@@ -1,4 +1,4 @@
-"""Inner-loop step sizes alpha: one number, or learned with the other meta-parameters."""
+"""Inner-loop step sizes alpha: one constant, or learned with the other meta-parameters."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Learning = Literal["none", "per_layer", "per_layer_per_step", "per_parameter"]
 class StepSizes(nn.Module):
     """One step size for each adapted tensor.
 
-    ``none``: the constant ``initial``. ``per_layer``: one learned number for each weight and each bias tensor, shared by
-    all steps; ``per_layer_per_step``: one for each of them and each step (MAML++, Antoniou et al. 2019).
-    ``per_parameter``: one learned number for every weight (Meta-SGD, Li et al. 2017). Learned step sizes start at
+    ``none``: the constant ``initial``. ``per_layer``: one learned number per weight or bias tensor, shared by all steps;
+    ``per_layer_per_step``: one learned number per tensor and step (MAML++, Antoniou et al. 2019).
+    ``per_parameter``: one learned number per scalar parameter (Meta-SGD, Li et al. 2017). Learned step sizes start at
     ``initial`` and may become negative.
 
     Args:
         parameters: the adapted parameters, by name.
         initial: alpha > 0.
-        learning: see above.
-        steps: how many steps have their own, with ``per_layer_per_step``.
+        learning: what is learned, see above.
+        steps: number of steps with their own step sizes, for ``per_layer_per_step``.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], initial: float, learning: Learning, steps: int = 1) -> None:
@@ -39,7 +39,7 @@ class StepSizes(nn.Module):
         self.values = nn.ParameterList([torch.full(shape, float(initial)) for shape in shapes[learning]])
 
     def forward(self) -> list[dict[str, Tensor | float]]:
-        """Alpha by parameter name, for each step; the last entry is for all further steps too."""
+        """Alpha by parameter name, for each step; the last entry also applies to all later steps."""
         if not self.values:
             return [dict.fromkeys(self._names, self.initial)]
         if self.learning == "per_layer_per_step":
@@ -47,5 +47,5 @@ class StepSizes(nn.Module):
         return [dict(zip(self._names, self.values, strict=True))]
 
     def mean(self) -> Tensor | None:
-        """Mean of the learned step sizes; None when they are not learned."""
+        """Mean of the learned step sizes; None if they are not learned."""
         return torch.cat([alpha.detach().flatten() for alpha in self.values]).mean() if self.values else None

@@ -1,4 +1,4 @@
-"""A batch of tasks under adaptation: what the steps of an inner loop ask of an engine, and the steps themselves."""
+"""A batch of tasks under adaptation: the interface between the inner loop and an engine, and its generic implementation."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from fsl_cli.inner.update_rules import Parameters, parameters_in
 
 
 class TaskBatch(ABC):
-    """T tasks, their support losses and their query outputs as functions of the adapted parameters.
+    """T tasks: their support losses and query outputs as functions of the adapted parameters.
 
-    Parameters are named as in ``inner.module`` and laid out as the engine likes; one value is shared by the tasks or
-    has an axis of tasks in front.
+    Parameters are named as in ``inner.module``, in the memory layout of the engine. A value is either shared by all tasks
+    or has a leading task axis.
 
     Args:
         inner: the inner loop.
         episodes: the tasks.
-        batches: int64 ``[T, S, B]``, the rows of the support set that step s looks at, in turns; None: all rows.
+        batches: int64 ``[T, S, B]``, the rows of the support set that step s uses; later steps start again at s = 0.
+            None: all rows.
 
     Attributes:
-        start: the adapted parameters before the first step, differentiable by those of the net.
+        start: the adapted parameters before the first step, differentiable with respect to those of the net.
     """
 
     start: Parameters
@@ -41,20 +42,20 @@ class TaskBatch(ABC):
 
     @abstractmethod
     def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the shapes of the module's parameters, in the engine's layout; single numbers as they are."""
+        """Convert values with the shapes of the module's parameters to the engine's layout; scalars are unchanged."""
 
     def pack_each(self, values: Parameters) -> Parameters:
-        """`pack` of values that have an axis of tasks in front, ``[T, ...]``; so has the result."""
+        """`pack` for values with a leading task axis, ``[T, ...]``, which the result has too."""
         packed: Parameters = torch.func.vmap(self.pack)(values)
         return packed
 
     @abstractmethod
     def gradient(self, adapted: Parameters, step: int, *, first_order: bool) -> Parameters:
-        """Gradient of each task's support loss ``[T, ...]`` by ``adapted``; differentiable unless ``first_order``."""
+        """Gradients ``[T, ...]`` of the tasks' support losses w.r.t. ``adapted``; differentiable unless ``first_order``."""
 
     @abstractmethod
     def support_loss(self, adapted: Parameters, step: int) -> Tensor:
-        """Loss ``[T]`` of each task's support set before a step."""
+        """Loss ``[T]`` of each task on its support set before a step."""
 
     @abstractmethod
     def query_outputs(self, adapted: Parameters, step: int) -> Tensor:
@@ -62,10 +63,10 @@ class TaskBatch(ABC):
 
     @abstractmethod
     def support_features(self) -> Tensor:
-        """What the body of the net makes of each support set, ``[T, S, D]``, differentiable."""
+        """Features of each support set from the body of the net, ``[T, S, D]``, differentiable."""
 
     def adapted(self, state: Parameters, steps: range) -> Parameters:
-        """The state of ``inner.rule`` after some more steps."""
+        """The state of ``inner.rule`` after ``steps``."""
         inner = self.inner
         sizes = [self.pack(inner.local(each)) for each in inner.step_sizes]
         gradient = partial(self.gradient, first_order=inner.first_order)
@@ -82,7 +83,7 @@ class TaskBatch(ABC):
         return torch.stack(found)
 
     def rows_of(self, values: Tensor, step: int) -> Tensor:
-        """``values [T, S, ...]`` of the support examples that a step looks at."""
+        """The rows of ``values [T, S, ...]`` that belong to the support examples used in a step."""
         if self.batches is None:
             return values
         rows = self.batches[:, step % self.batches.shape[1]]
@@ -90,14 +91,14 @@ class TaskBatch(ABC):
 
 
 def check_rows_are_alone(inner: InnerLoop, episodes: Episodes) -> None:
-    """Raise `FslError` where batch normalisation would mix examples with rows that are none."""
+    """Raise `FslError` if batch normalisation would mix examples with padding rows."""
     if episodes.masked and has_batch_norm(inner.net):
-        what = "with uneven shots and batch normalisation, tasks have to be run one after the other"
+        what = "with uneven shots and batch normalisation, tasks must be run one after the other"
         raise FslError(what, where="hardware.engine", hint="leave it at auto, or use loop")
 
 
 def has_batch_norm(net: nn.Module) -> bool:
-    """Whether a network normalises examples by other examples."""
+    """Whether a network has batch normalisation, so that its outputs depend on the other examples in the batch."""
     return any(isinstance(layer, BatchNorm) for layer in net.modules())
 
 
@@ -105,14 +106,14 @@ MapOverTasks = Callable[..., Any]
 
 
 class MappedTaskBatch(TaskBatch):
-    """TaskBatch of any network: what is done for one task, written once and mapped over tasks.
+    """TaskBatch for any network: functions of one task, mapped over tasks.
 
     Args:
         inner: see `TaskBatch`.
         episodes: see `TaskBatch`.
         batches: see `TaskBatch`.
         task_map: `one_after_the_other` or `all_at_once`.
-        gradient_of: how to differentiate, `autograd_gradient` or `functional_gradient`.
+        gradient_of: `autograd_gradient` or `functional_gradient`.
     """
 
     def __init__(
@@ -126,11 +127,11 @@ class MappedTaskBatch(TaskBatch):
     ) -> None:
         super().__init__(inner, episodes, batches)
         self._map, self._gradient_of = task_map, gradient_of
-        self._alone = task_map is one_after_the_other  # then rows that are no examples are left out of each task
+        self._alone = task_map is one_after_the_other  # tasks may differ in size: padding rows are removed
         if not self._alone:
             check_rows_are_alone(inner, episodes)
         self._module, self._x, self._query_x = inner.module, episodes.support.x, episodes.query.x
-        if self._module is inner.net.head:  # the features do not change while the head adapts: compute them once
+        if self._module is inner.net.head:  # the features are constant while the head adapts: compute them once
             body = inner.net.body
             queries = partial(self._query_outputs, body, body)
             features = self._map(lambda _, *x: queries(*x), {}, {}, self._x, self._query_x, *self._masks())
@@ -140,7 +141,7 @@ class MappedTaskBatch(TaskBatch):
         self.start = {name: self._parameters[name] for name in names}
 
     def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """As they are."""
+        """The values, unchanged."""
         return dict(values)
 
     def gradient(self, adapted: Parameters, step: int, *, first_order: bool) -> Parameters:
@@ -188,19 +189,19 @@ class MappedTaskBatch(TaskBatch):
         return self._parameters | self.inner.local(of_step(self.inner.step_weights, step))
 
     def _examples(self, step: int) -> list[Tensor]:
-        """Inputs, targets and, where there is one, mask of the support examples that a step looks at."""
+        """Inputs, targets and, if there is one, mask of the support examples that a step uses."""
         support = self.episodes.support
         mask = [] if support.mask is None else [support.mask]
         return [self.rows_of(values, step) for values in (self._x, support.y, *mask)]
 
     def _masks(self) -> list[Tensor]:
-        """Masks of support and queries, where there are any."""
+        """Masks of support and queries; empty if neither has one."""
         return [self.episodes.support.real, self.episodes.query.real] if self.episodes.masked else []
 
     def _query_outputs(
         self, module: nn.Module, forward: Callable[[Tensor], Tensor], support_x: Tensor, query_x: Tensor, *masks: Tensor
     ) -> Tensor:
-        """`InnerLoop.query_outputs` of one task, with zeros in the rows that are no examples."""
+        """`InnerLoop.query_outputs` of one task, with zeros in padding rows."""
         if not (masks and self._alone):
             return self.inner.query_outputs(module, forward, support_x, query_x)
         of_support, of_queries = masks
@@ -218,11 +219,11 @@ class MappedTaskBatch(TaskBatch):
 
 
 def one_after_the_other(one: Callable[..., Any], own: Mapping[str, int | None], adapted: Parameters, *tensors: Tensor) -> Any:
-    """Map a function of one task over tasks, in a loop.
+    """Map a function of one task over tasks, in a Python loop.
 
     Args:
-        one: parameters and further tensors of one task to a tensor, or to tensors by name.
-        own: 0 for the parameters that have an axis of tasks, None for those that are shared.
+        one: function of the parameters and further tensors of one task; returns a tensor, or tensors by name.
+        own: 0 for parameters with a task axis, None for shared parameters.
         adapted: the parameters.
         tensors: ``[T, ...]`` each.
     """
@@ -238,7 +239,7 @@ def one_after_the_other(one: Callable[..., Any], own: Mapping[str, int | None], 
 
 
 def all_at_once(one: Callable[..., Any], own: Mapping[str, int | None], adapted: Parameters, *tensors: Tensor) -> Any:
-    """`one_after_the_other` by `torch.func.vmap`."""
+    """Like `one_after_the_other`, by `torch.func.vmap`."""
     return torch.func.vmap(one, in_dims=(own, *[0] * len(tensors)), randomness="different")(adapted, *tensors)
 
 

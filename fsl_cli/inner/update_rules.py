@@ -1,4 +1,4 @@
-"""Update rules of the inner loop: what a step makes of a gradient, differentiable in everything."""
+"""Update rules (optimizers) of the inner loop, differentiable with respect to all their inputs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 
 Parameters = dict[str, Tensor]
 InnerOptimizer = Literal["sgd", "momentum", "adam"]
-_MARK = "//"  # NAME//velocity is what a rule remembers for the parameter NAME
+_MARK = "//"  # NAME//velocity is optimizer state that belongs to the parameter NAME
 
 
 @dataclass(frozen=True)
 class UpdateRule(ABC):
-    """A rule with its options; what it remembers between steps lies beside the parameters, see `begin`.
+    """An update rule with its options; its optimizer state is stored together with the parameters, see `begin`.
 
     Attributes:
-        weight_decay: times theta, added to the gradient (as `torch.optim.SGD` and `torch.optim.Adam` do), >= 0.
+        weight_decay: coefficient of theta, added to the gradient (as in `torch.optim.SGD` and `torch.optim.Adam`), >= 0.
     """
 
     weight_decay: float = 0.0
 
     def begin(self, parameters: Parameters) -> Parameters:
-        """The state before the first step: the parameters, and beside them what the rule remembers."""
+        """The state before the first step: the parameters and the initial optimizer state."""
         return parameters
 
     def step(self, state: Parameters, gradients: Parameters, step_sizes: Mapping[str, Tensor | float], step: int) -> Parameters:
@@ -34,9 +34,9 @@ class UpdateRule(ABC):
 
         Args:
             state: from `begin` or `step`.
-            gradients: by name, of the shape of the parameter or with an axis of tasks in front.
+            gradients: by name, with the shape of the parameter, optionally preceded by a task axis.
             step_sizes: alpha by name, a number or a tensor that broadcasts to the parameter.
-            step: how many steps were taken before, 0, 1, ...
+            step: number of steps taken before this one, 0, 1, ...
         """
         after: Parameters = {}
         for name, theta in parameters_in(state).items():
@@ -50,7 +50,7 @@ class UpdateRule(ABC):
     def _update(
         self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
     ) -> Parameters:
-        """The new state of one parameter."""
+        """The new value and optimizer state of one parameter."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Momentum(UpdateRule):
 
     Attributes:
         momentum: mu, in 0..1.
-        dampening: tau, in 0..1; the first gradient counts whole, and without momentum every one.
+        dampening: tau, in 0..1; it does not apply in the first step, nor if ``momentum`` is 0.
     """
 
     momentum: float = 0.9
     dampening: float = 0.0
 
     def begin(self, parameters: Parameters) -> Parameters:
-        """A velocity of zero beside each parameter."""
+        """The parameters, each with a velocity of zero."""
         return parameters | {f"{name}{_MARK}velocity": torch.zeros_like(theta) for name, theta in parameters.items()}
 
     def _update(
@@ -90,12 +90,12 @@ class Momentum(UpdateRule):
 
 @dataclass(frozen=True)
 class Adam(UpdateRule):
-    """Adam (Kingma & Ba 2015, algorithm 1), its moments zero at the start of every task.
+    """Adam (Kingma & Ba 2015, algorithm 1); its moments are zero at the start of every task.
 
     Attributes:
         beta1: decay of the first moment, in 0..1.
         beta2: decay of the second moment, in 0..1.
-        eps: added to the root of the second moment, > 0.
+        eps: added to the square root of the second moment, > 0.
     """
 
     beta1: float = 0.9
@@ -103,7 +103,7 @@ class Adam(UpdateRule):
     eps: float = 1e-8
 
     def begin(self, parameters: Parameters) -> Parameters:
-        """Moments of zero beside each parameter."""
+        """The parameters, each with moments of zero."""
         zeros = {name: torch.zeros_like(theta) for name, theta in parameters.items()}
         first = {f"{name}{_MARK}first": zero for name, zero in zeros.items()}
         return parameters | first | {f"{name}{_MARK}second": zero for name, zero in zeros.items()}
@@ -121,10 +121,10 @@ class Adam(UpdateRule):
 
 @dataclass(frozen=True)
 class Proximal(UpdateRule):
-    """Another rule on ``L + strength/2 |theta - start|^2``, which keeps theta near the start (Rajeswaran et al. 2019).
+    """Another rule applied to ``L + strength/2 |theta - start|^2``, which keeps theta near the start (Rajeswaran et al. 2019).
 
     Attributes:
-        rule: what a step makes of that gradient; its own weight decay does not count, that of this rule does.
+        rule: the rule that applies the gradient; its own weight decay is ignored, that of this rule is used.
         strength: lambda, >= 0.
     """
 
@@ -132,7 +132,7 @@ class Proximal(UpdateRule):
     strength: float = 0.0
 
     def begin(self, parameters: Parameters) -> Parameters:
-        """The state of ``rule``, and the start beside each parameter."""
+        """The initial state of ``rule``, and the starting value of each parameter."""
         starts = {f"{name}{_MARK}start": theta for name, theta in parameters.items()}
         return self.rule.begin(parameters) | starts
 
@@ -148,13 +148,13 @@ PLAIN_SGD = SGD()
 
 
 def update_rule(optimizer: InnerOptimizer, weight_decay: float) -> UpdateRule:
-    """The rule that an option ``inner_optimizer`` names."""
+    """The update rule for a value of the option ``inner_optimizer``."""
     rules = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
     return rules[optimizer](weight_decay)
 
 
 def parameters_in(state: Parameters) -> Parameters:
-    """The parameters of a state, without what its rule remembers."""
+    """The parameters of a state, without the optimizer state."""
     return {name: value for name, value in state.items() if _MARK not in name}
 
 
@@ -166,6 +166,6 @@ def descend(theta: Tensor, direction: Tensor, alpha: Tensor | float) -> Tensor:
 
 
 def _root(square: Tensor) -> Tensor:
-    """The square root, with derivative 0 at 0, where a weight that nothing depends on would make NaN of its gradient."""
+    """The square root with derivative 0 at 0; the infinite one would turn the gradients of unused weights into NaN."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)

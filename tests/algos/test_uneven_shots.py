@@ -85,7 +85,7 @@ def test_an_algorithm_that_would_learn_from_them_refuses(name):
 
 @pytest.mark.parametrize("engine", ["fast", "vmap"])
 def test_batch_normalisation_of_all_tasks_at_once_refuses(engine):
-    with pytest.raises(FslError, match="have to be run one after the other"):
+    with pytest.raises(FslError, match="must be run one after the other"):
         algorithm_of("maml", engine=engine).loss(uneven(EPISODES))
 
 

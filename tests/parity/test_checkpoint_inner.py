@@ -66,7 +66,7 @@ def test_auto_takes_the_loop_where_the_fast_engine_cannot():
     assert all(torch.equal(auto[name], loop[name]) for name in loop)
 
 
-@pytest.mark.parametrize(("engine", "message"), [("vmap", "vmap cannot do"), ("learn2learn", "learn2learn has no")])
+@pytest.mark.parametrize(("engine", "message"), [("vmap", "vmap does not support"), ("learn2learn", "learn2learn has no")])
 def test_engines_that_cannot_are_refused(engine, message):
     if engine == "learn2learn":
         pytest.importorskip("learn2learn")

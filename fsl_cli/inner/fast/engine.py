@@ -1,9 +1,9 @@
-"""The fast engine: all tasks of a chunk at once, through layers with first and second derivatives written out.
+"""The fast engine: all tasks of a chunk at once, with layers whose first and second derivatives are hand-written.
 
-A gradient step of the inner loop needs g(theta) = grad L(theta), and its derivative applied to a vector v, which is the
-Hessian times v, since the Jacobian of a gradient is symmetric. `_SupportGradient` is that function for autograd: forward
-is g, backward the product with the Hessian, forward over reverse. What surrounds it (the update rule, learned step sizes)
-stays ordinary PyTorch.
+A gradient step of the inner loop needs g(theta) = grad L(theta). The outer gradient needs the transposed Jacobian of g
+times a vector v, which is the Hessian times v, since the Jacobian of a gradient is symmetric. `_SupportGradient` is g as
+an autograd function: its forward pass computes g, its backward pass the Hessian-vector product in forward-over-reverse
+mode. The rest (the update rule, learned step sizes) is ordinary PyTorch.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from fsl_cli.inner.update_rules import Parameters
 
 
 def check_supported(inner: InnerLoop) -> None:
-    """Raise `FslError` for a network that has no such layers."""
+    """Raise `FslError` if `network_of` cannot translate the network."""
     if network_of(inner.net) is None:
-        what = "fast is not valid: the backbone is not a torch.nn.Sequential of layers with derivatives written out"
+        what = "fast is not valid: the backbone is not a torch.nn.Sequential of layers that the fast engine supports"
         raise FslError(what, where="hardware.engine", hint="leave it at auto, or use vmap")
 
 
 class FastTaskBatch(TaskBatch):
-    """TaskBatch of a network of layers with derivatives written out, all of them at once."""
+    """TaskBatch for a network of layers with hand-written derivatives; computes all tasks at once."""
 
     def __init__(self, inner: InnerLoop, episodes: Episodes, batches: Tensor | None = None) -> None:
         super().__init__(inner, episodes, batches)
         check_rows_are_alone(inner, episodes)
         support_x, self._query_x, body = episodes.support.x, episodes.query.x, inner.net.body
-        if inner.module is inner.net.head:  # the features do not change while the head adapts: compute them once
+        if inner.module is inner.net.head:  # the features are constant while the head adapts: compute them once
             fast_body = FastModule(body)
             self._query_x = inner.query_outputs(body, fast_body, support_x, self._query_x, axis=1)
             support_x = fast_body(support_x)
@@ -72,7 +72,7 @@ class FastTaskBatch(TaskBatch):
         return self.episodes.problem.loss(outputs, self.rows_of(support.y, step), mask)
 
     def _row_weights(self, step: int, count: int) -> Tensor | float:
-        """What each support example counts in the loss of a step: as much as any other, and nothing where there is none."""
+        """Weight of each support row in the loss of a step: equal for all examples of a task, 0 for padding rows."""
         if self.episodes.support.mask is None:
             return 1 / count
         mask = self.rows_of(self.episodes.support.mask, step).to(self._targets.dtype)
@@ -92,11 +92,11 @@ class FastTaskBatch(TaskBatch):
 
 
 class FastModule:
-    """A module for many tasks at once.
+    """A module that is run for many tasks at once.
 
     Attributes:
-        network: its layers.
-        weights: its parameters in the layout of the layers, differentiable.
+        network: the translated layers.
+        weights: the parameters in the layout of the layers, differentiable.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -109,13 +109,13 @@ class FastModule:
         """Outputs ``[T, B, N]`` of images ``[T, B, C, H, W]`` or features ``[T, B, D]``, differentiable once.
 
         Args:
-            x: the images.
-            weights: other weights than the module's, shared or one for each task.
+            x: the images or features.
+            weights: replace the module's weights; shared by all tasks, or one set per task.
         """
         return self.of_prepared(self.network.prepare(x), weights or self.weights)
 
     def of_prepared(self, x: Tensor, weights: Parameters) -> Tensor:
-        """Outputs of what `Network.prepare` made of images."""
+        """Outputs for inputs that `Network.prepare` returned."""
         y: Tensor = _Outputs.apply(self.network, tuple(weights), x, *weights.values())
         return y
 
@@ -126,11 +126,11 @@ class SupportLoss:
 
     Attributes:
         network: the layers.
-        weights: all weights, the adapted ones with the values they start from.
-        x: prepared support examples.
-        problem: what the loss is.
+        weights: all weights; the adapted ones have their initial values.
+        x: support examples, from `Network.prepare`.
+        problem: defines the loss.
         targets: `Problem.encoded` targets ``[T, B, O]``.
-        row_weights: what each example counts, ``[T, B, 1]`` or one number.
+        row_weights: weight of each row in the loss, ``[T, B, 1]`` or one number.
     """
 
     network: Network
@@ -141,7 +141,7 @@ class SupportLoss:
     row_weights: Tensor | float
 
     def gradient(self, adapted: Parameters, *, first_order: bool) -> Parameters:
-        """Gradient of each task's loss by ``adapted``, one for each task; differentiable once unless ``first_order``."""
+        """Gradient of each task's loss w.r.t. ``adapted``, ``[T, ...]``; differentiable once unless ``first_order``."""
         weights = self.weights | adapted
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
             values = _SupportGradient.apply(self, tuple(adapted), tuple(weights), self.x, *weights.values())
@@ -169,7 +169,7 @@ class _Outputs(torch.autograd.Function):
 
 
 class _SupportGradient(torch.autograd.Function):
-    """Gradient of the support loss by the adapted weights, as a function of all weights and of the input."""
+    """Gradient of the support loss w.r.t. the adapted weights, as a function of all weights and of the input."""
 
     @staticmethod
     def forward(
@@ -204,7 +204,7 @@ def _autocast(x: Tensor) -> tuple[str, torch.dtype, bool]:
 
 
 def _keep(ctx: Any, values: Sequence[Tensor], saved: list[Saved]) -> None:
-    """Save weights and whatever the layers left; tensors where autograd frees them."""
+    """Save the weights and what the layers saved; tensors with ``save_for_backward``, so that autograd frees them."""
     places = [(layer, name) for layer, each in enumerate(saved) for name in each]
     tensors = [(layer, name) for layer, name in places if isinstance(saved[layer][name], Tensor)]
     ctx.places, ctx.layers, ctx.weights = tensors, len(saved), len(values)

@@ -1,12 +1,12 @@
-"""Layers for many tasks at once, with first and second derivatives written out.
+"""Layers for many tasks at once, with hand-written first and second derivatives.
 
-A layer sees T tasks together, as ``[T, B, H, W, C]`` or ``[T, B, D]``; a weight is shared by the tasks, ``[...]``, or each
-task has its own, ``[T, ...]``. Beside forward and backward, a layer has the tangents of both: how they change when inputs
-and weights move along a direction. Forward over reverse, they make the product of a Hessian with a vector (Pearlmutter
-1994, "Fast exact multiplication by the Hessian") at twice the price of a gradient, without a graph.
+A layer processes T tasks together, as ``[T, B, H, W, C]`` or ``[T, B, D]``; a weight is either shared by the tasks,
+``[...]``, or task-specific, ``[T, ...]``. Besides the forward and backward passes, a layer implements their tangents: the
+directional derivatives of both passes. Together they compute a Hessian-vector product in forward-over-reverse mode
+(Pearlmutter 1994, "Fast exact multiplication by the Hessian") at twice the cost of a gradient, without an autograd graph.
 
-Notation: ``x`` input, ``y`` output, ``w`` weights by name; ``dy`` the derivative of the loss by y; ``tx`` the tangent (the
-derivative along the direction) of x, None where x does not move.
+Notation: ``x`` input, ``y`` output, ``w`` weights by name; ``dy`` the derivative of the loss w.r.t. y; ``tx`` the tangent
+(directional derivative) of x, None if it is zero.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class Layer(ABC):
 
     @abstractmethod
     def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
-        """Output; leaves in ``saved`` what the other methods need."""
+        """Output; stores in ``saved`` what the other methods need."""
 
     @abstractmethod
     def backward(self, w: Weights, dy: Tensor, saved: Saved, dw: Saved, *, need_dx: bool) -> Tensor | None:
-        """Derivative by x if needed; leaves in ``dw`` the derivatives by the weights, one for each task."""
+        """Derivative w.r.t. x if ``need_dx``; stores the derivatives w.r.t. the weights, one per task, in ``dw``."""
 
     @abstractmethod
     def forward_tangent(self, w: Weights, tw: Weights, tx: Tensor | None, saved: Saved) -> Tensor | None:
-        """Tangent of `forward`; a weight without an entry in ``tw`` does not move."""
+        """Tangent of `forward`; a weight without an entry in ``tw`` has tangent zero."""
 
     @abstractmethod
     def backward_tangent(
         self, w: Weights, tw: Weights, tdy: Tensor, saved: Saved, tdw: Saved, *, need_dx: bool
     ) -> Tensor | None:
-        """Tangent of `backward`; leaves in ``tdw`` the tangents of the derivatives, in the shapes of ``w``."""
+        """Tangent of `backward`; stores the tangents of the weights' derivatives, in the shapes of ``w``, in ``tdw``."""
 
 
 class Product(Layer):
@@ -50,7 +50,7 @@ class Product(Layer):
 
     Args:
         weight: name of the weight.
-        bias: name of the bias; None: there is none.
+        bias: name of the bias; None: no bias.
     """
 
     def __init__(self, weight: str, bias: str | None) -> None:
@@ -102,15 +102,15 @@ class Product(Layer):
 
 
 class PiecewiseLinear(Layer):
-    """A layer without weights that is linear wherever it can be differentiated, so that it is its own tangent."""
+    """A piecewise linear layer without weights: wherever it is differentiable, its tangent is the same linear map."""
 
     @abstractmethod
     def linear(self, x: Tensor, saved: Saved) -> Tensor:
-        """The linear map at the point where `forward` was."""
+        """The linear map that applies at the input of the last `forward`."""
 
     @abstractmethod
     def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
-        """Its transpose."""
+        """The transpose of `linear`."""
 
     def backward(self, w: Weights, dy: Tensor, saved: Saved, dw: Saved, *, need_dx: bool) -> Tensor | None:
         """The transposed map."""

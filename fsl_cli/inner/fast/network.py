@@ -1,4 +1,4 @@
-"""A network as a list of layers that know their own first and second derivatives."""
+"""A network as a list of layers with hand-written first and second derivatives."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Network:
     """Layers in sequence, for many tasks at once.
 
     Attributes:
-        start: layers before the first weight; what they make of the images does not change while weights adapt.
-        layers: the rest.
-        packing: for each weight that is used, from PyTorch's layout to that of the layers; no number is changed.
+        start: layers before the first weight; their output does not change while weights adapt.
+        layers: the remaining layers.
+        packing: for each used weight, the function that converts PyTorch's layout to that of the layers; values are kept.
     """
 
     def __init__(self, layers: list[Layer], packing: Mapping[str, Packing]) -> None:
@@ -26,16 +26,16 @@ class Network:
         self.start, self.layers, self.packing = layers[:first], layers[first:], dict(packing)
 
     def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Weights, or tensors of their shapes, in the layout of the layers; single numbers stay as they are.
+        """Convert weights, or tensors of their shapes, to the layout of the layers; scalars are unchanged.
 
-        What no layer uses is left out.
+        Values that no layer uses are dropped.
         """
         single = {name: not isinstance(value, Tensor) or not value.ndim for name, value in values.items()}
         used = [name for name in values if name in self.packing]
         return {name: values[name] if single[name] else self.packing[name](values[name]) for name in used}
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Images ``[T, B, C, H, W]`` or features ``[T, B, D]`` to the input of `forward`."""
+        """Convert images ``[T, B, C, H, W]`` or features ``[T, B, D]`` to the input of `forward`."""
         x = x.movedim(2, -1) if x.ndim == 5 else x
         for layer in self.start:
             x = layer.forward({}, x, {})
@@ -49,7 +49,7 @@ class Network:
         return x, saved
 
     def backward(self, w: Weights, dy: Tensor, saved: list[Saved], *, need_dx: bool) -> tuple[Tensor | None, Saved]:
-        """Derivatives by the input, if needed, and by the weights, one for each task."""
+        """Derivatives w.r.t. the input, if ``need_dx``, and w.r.t. the weights, one per task."""
         dw: Saved = {}
         dx: Tensor | None = dy
         for index in reversed(range(len(self.layers))):
@@ -58,7 +58,7 @@ class Network:
         return dx, dw
 
     def forward_tangent(self, w: Weights, tw: Weights, saved: list[Saved]) -> Tensor:
-        """Tangent of the output when the weights move along ``tw``, which names at least one of them."""
+        """Tangent of the output for the tangents ``tw`` of the weights; at least one weight must have one."""
         tx: Tensor | None = None
         for layer, each in zip(self.layers, saved, strict=True):
             tx = layer.forward_tangent(w, tw, tx, each)
@@ -68,7 +68,7 @@ class Network:
     def backward_tangent(
         self, w: Weights, tw: Weights, tdy: Tensor, saved: list[Saved], *, need_dx: bool
     ) -> tuple[Tensor | None, Saved]:
-        """Tangents of what `backward` found, those by the weights in the shapes of ``w``."""
+        """Tangents of the results of `backward`; those w.r.t. the weights have the shapes of ``w``."""
         tdw: Saved = {}
         tdx: Tensor | None = tdy
         for index in reversed(range(len(self.layers))):

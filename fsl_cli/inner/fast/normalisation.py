@@ -1,13 +1,13 @@
-"""Batch normalisation followed by a ReLU, for many tasks at once, with first and second derivatives written out.
+"""Batch normalisation followed by a ReLU, for many tasks at once, with hand-written first and second derivatives.
 
-With c = x - mean(x) and r = (mean(c^2) + eps)^(-1/2), means over the n rows that normalise (Ioffe & Szegedy 2015):
+With c = x - mean(x) and r = (mean(c^2) + eps)^(-1/2), means over the n reference rows (Ioffe & Szegedy 2015):
 
     z = c r gamma + beta,    y = max(z, 0)
     dbeta = sum dz,    dgamma = r q,    q = sum dz c
-    dx = gamma r (dz - (dbeta + r^2 q c) / n)    on the rows that normalise,    gamma r dz    on others
+    dx = gamma r (dz - (dbeta + r^2 q c) / n)    for the reference rows,    gamma r dz    for the others
 
-The tangents are the derivatives of these lines, with tc = tx - mean(tx) and tr = -r^3 mean(c tx). tc itself is never
-made: what is needed of it are sums, and a pass over memory costs more than they do.
+The tangents are the derivatives of these equations, with tc = tx - mean(tx) and tr = -r^3 mean(c tx). tc itself is never
+stored: tx and its mean are used instead, which saves a pass over memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from fsl_cli.inner.fast.products import rows, to_shape_of
 
 
 class BatchNormLayer(Layer):
-    """Batch normalisation over the images of each task, with or without a ReLU behind it.
+    """Batch normalisation over the images of each task, optionally followed by a ReLU.
 
     Weights are ``[1, C]`` or ``[T, 1, C]``. The tangents are those of ``norm.source == "batch"``.
 
     Args:
-        norm: the layer it stands for; its ``source`` must be ``batch`` or ``first_rows``.
-        prefix: of the names of its weights.
+        norm: the layer to implement; its ``source`` must be ``batch`` or ``first_rows``.
+        prefix: prefix of the names of its weights.
         relu: whether a ReLU follows.
     """
 
@@ -36,7 +36,7 @@ class BatchNormLayer(Layer):
         self.weight, self.bias = f"{prefix}weight", f"{prefix}bias"
 
     def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
-        """``y``; ``saved`` has c, r, y."""
+        """``y``; stores c, r, n and, with a ReLU, y in ``saved``."""
         flat = rows(x)
         n = flat.shape[1]
         if self.norm.source == "first_rows":
@@ -51,7 +51,7 @@ class BatchNormLayer(Layer):
         return y.view(x.shape)
 
     def backward(self, w: Weights, dy: Tensor, saved: Saved, dw: Saved, *, need_dx: bool) -> Tensor | None:
-        """The lines above; ``saved`` gets dz, dbeta, q."""
+        """The equations above; stores dz, dbeta and q in ``saved``."""
         c, r, n = saved["c"], saved["r"], saved["n"]
         dz = self._through_relu(dy, saved)
         dbeta = dz.sum(1, keepdim=True)
@@ -110,5 +110,5 @@ class BatchNormLayer(Layer):
         return tdx.view(tdy.shape)
 
     def _through_relu(self, dy: Tensor, saved: Saved) -> Tensor:
-        """``dy`` where the ReLU was open, as rows."""
+        """``dy`` as rows, set to zero where the ReLU was inactive."""
         return torch.ops.aten.threshold_backward(rows(dy), saved["y"], 0) if self.relu else rows(dy)

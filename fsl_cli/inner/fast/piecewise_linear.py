@@ -1,4 +1,4 @@
-"""Layers without weights that are linear wherever they can be differentiated."""
+"""Piecewise linear layers without weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CACHED_NUMBERS = 2**20
 
 
 class Windows(PiecewiseLinear):
-    """What a convolution sees (im2col): ``[T, B, H, W, C]`` to ``[T, B, H', W', k*k*C]``, padded with zeros.
+    """The input windows of a convolution (im2col): ``[T, B, H, W, C]`` to ``[T, B, H', W', k*k*C]``, padded with zeros.
 
     Args:
         kernel: height and width of a window.
-        stride: distance of windows, down and right.
-        padding: rows of zeros above and below, columns left and right.
+        stride: vertical and horizontal distance between windows.
+        padding: number of zero rows above and below, and of zero columns left and right.
     """
 
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> None:
@@ -41,7 +41,7 @@ class Windows(PiecewiseLinear):
         return y.flatten(4)
 
     def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
-        """Add every window to the place it came from (col2im)."""
+        """Add every window to its position in the image (col2im)."""
         dx = dy.new_zeros(*dy.shape[:2], *saved["size"], dy.shape[-1] // math.prod(self.kernel))
         count = self._tasks_in_cache(dx)
         for here, there in zip(dx.split(count), dy.unflatten(-1, (*self.kernel, -1)).split(count), strict=True):
@@ -64,13 +64,13 @@ class Windows(PiecewiseLinear):
 
     @staticmethod
     def _tasks_in_cache(images: Tensor) -> int:
-        """How many tasks at a time: on a processor the windows, read in nine strides, should stay in its cache."""
+        """Number of tasks to process at a time: on a CPU, their images should fit into its cache."""
         tasks = images.shape[0]
         return tasks if images.device.type != "cpu" else max(1, _CACHED_NUMBERS // images[0].numel())
 
 
 def _overlap(offset: int, stride: int, windows: int, size: int) -> tuple[slice, slice]:
-    """Windows whose pixel at ``offset`` lies inside the image, and where it lies."""
+    """The windows whose pixel at ``offset`` lies inside the image, and the positions of these pixels."""
     first = -(-max(0, -offset) // stride)
     last = min(windows - 1, (size - 1 - offset) // stride)
     return slice(first, last + 1), slice(first * stride + offset, last * stride + offset + 1, stride)
@@ -80,16 +80,16 @@ class Flatten(PiecewiseLinear):
     """``[T, B, H, W, C]`` to ``[T, B, C*H*W]``, in the order of `torch.nn.Flatten`."""
 
     def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
-        """Put all axes of an image into one."""
+        """Flatten all axes of an image."""
         saved["size"] = x.shape[2:4]
         return self.linear(x, saved)
 
     def linear(self, x: Tensor, saved: Saved) -> Tensor:
-        """Put all axes of an image into one."""
+        """Flatten all axes of an image."""
         return x.movedim(-1, 2).flatten(2)
 
     def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
-        """Take them apart again."""
+        """Restore the axes."""
         height, width = saved["size"]
         return dy.unflatten(-1, (-1, height, width)).movedim(2, -1)
 
@@ -107,7 +107,7 @@ class MeanOverPositions(PiecewiseLinear):
         return x.mean((2, 3), keepdim=True)
 
     def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
-        """An equal share for every position."""
+        """Distribute the derivative equally over the positions."""
         height, width = saved["size"]
         return (dy / (height * width)).expand(-1, -1, height, width, -1)
 
@@ -121,11 +121,11 @@ class ReLU(PiecewiseLinear):
         return x * saved["positive"]
 
     def linear(self, x: Tensor, saved: Saved) -> Tensor:
-        """Pass what was positive."""
+        """``x`` where the input was positive, else 0."""
         return x * saved["positive"]
 
     def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
-        """Pass what was positive."""
+        """``dy`` where the input was positive, else 0."""
         return dy * saved["positive"]
 
 
@@ -140,7 +140,7 @@ class MaxPool(PiecewiseLinear):
         self.kernel, self.stride, self.padding = kernel, stride, padding
 
     def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
-        """Largest values; remembers where they were."""
+        """Largest values; stores their positions in ``saved``."""
         images = x.flatten(0, 1).permute(0, 3, 1, 2)
         y, where = F.max_pool2d(images, self.kernel, self.stride, self.padding, return_indices=True)
         saved["where"] = where.permute(0, 2, 3, 1).flatten(1, 2)
@@ -148,12 +148,12 @@ class MaxPool(PiecewiseLinear):
         return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
     def linear(self, x: Tensor, saved: Saved) -> Tensor:
-        """The values at those places."""
+        """The values at the positions of the maxima."""
         found = x.flatten(0, 1).flatten(1, 2).gather(1, saved["where"])
         return found.view(*x.shape[:2], *saved["outputs"], -1)
 
     def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
-        """Back to those places, zero elsewhere."""
+        """Add each derivative at the position of its maximum; 0 elsewhere."""
         height, width = saved["size"]
         dx = dy.new_zeros(dy.shape[0] * dy.shape[1], height * width, dy.shape[-1])
         dx.scatter_add_(1, saved["where"], dy.flatten(0, 1).flatten(1, 2))

@@ -1,4 +1,4 @@
-"""Matrix products over a task axis, with weights that are shared or one for each task."""
+"""Matrix products over a task axis, with weights that are shared or task-specific."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def rows(x: Tensor) -> Tensor:
 def multiply(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
     """``a @ b + plus``; ``plus`` may be overwritten.
 
-    Under `torch.autocast` the factors are rounded to its precision, sums and the result keep that of ``a``.
+    Under `torch.autocast` the factors are rounded to its precision; the result and ``plus`` keep the dtype of ``a``.
 
     Args:
         a: ``[T, M, K]``.
@@ -28,7 +28,7 @@ def multiply(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
 
 
 def outer(x: Tensor, dy: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
-    """``x' dy + plus`` in the shape of ``weight``: one for each task, or summed over the tasks that share it.
+    """``x' dy + plus`` in the shape of ``weight``: per task, or summed over the tasks if they share the weight.
 
     Args:
         x: ``[T, R, K]``.

@@ -1,4 +1,4 @@
-"""From PyTorch modules to layers that know their own derivatives."""
+"""Translates PyTorch modules into layers with hand-written derivatives."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fsl_cli.inner.fast.piecewise_linear import Flatten, MaxPool, MeanOverPositi
 
 
 def network_of(module: nn.Module) -> Network | None:
-    """The layers of a module built of `torch.nn.Sequential` and the modules below; None for any other module.
+    """The layers of a module composed of `torch.nn.Sequential` and the types in ``_TRANSLATIONS``; None for any other module.
 
-    A bias in front of batch normalisation is left out: the mean of the batch takes it away again. Layers may occur more
-    than once, but not with parameters: a second place would need a second name.
+    A bias directly before batch normalisation is dropped, since subtracting the mean cancels it. A layer may occur more
+    than once only if it has no parameters: a parameter has only one name.
     """
     found = list(_leaves(module, ""))
     parameters = [id(each) for _, leaf in found for each in leaf.parameters()]
@@ -33,7 +33,7 @@ def network_of(module: nn.Module) -> Network | None:
             return None
         if type(leaf) is BatchNorm:
             layers.append(BatchNormLayer(leaf, prefix, relu=after is nn.ReLU))
-        elif not (type(leaf) is nn.ReLU and before is BatchNorm):  # which is part of that layer
+        elif not (type(leaf) is nn.ReLU and before is BatchNorm):  # that ReLU is part of the BatchNormLayer
             translated = _TRANSLATIONS.get(type(leaf), _unknown)(leaf, prefix)
             if translated is None:
                 return None
@@ -48,9 +48,9 @@ def network_of(module: nn.Module) -> Network | None:
 
 
 def _leaves(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules in the order in which they run, each with the prefix of its parameters' names."""
+    """The modules in execution order, each with the prefix of its parameters' names."""
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not _is_hooked(module):
-        for name, child in module._modules.items():  # named_children leaves out a layer's second place
+        for name, child in module._modules.items():  # named_children skips repeated modules
             yield from _leaves(child, f"{prefix}{name}.")
     else:
         yield prefix, module
