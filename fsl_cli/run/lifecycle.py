@@ -28,17 +28,14 @@ class Life:
 
     Attributes:
         details: what the status is going to say, for example the iteration; the run keeps it up to date.
+        begun: whether the run has its folder; before, nothing has been written.
     """
 
     def __init__(self, folder: RunFolder, identity: Mapping[str, Any]) -> None:
         self.folder, self.details = folder, dict(identity)
         self._started = time.perf_counter()
         self._handler: logging.Handler | None = None
-
-    @property
-    def begun(self) -> bool:
-        """Whether the run has its folder; before, nothing has been written."""
-        return self._handler is not None
+        self.begun = False
 
     def begin(self, config: Mapping[str, Any], device: torch.device, command: str, *, claim: bool = True) -> None:
         """Take the folder and write what the run is: configuration, environment, status, log.
@@ -52,8 +49,10 @@ class Life:
         Raises:
             FslError: another run is in the folder, or it cannot be written to.
         """
-        if claim:
-            self.folder.claim()
+        with held_back():  # whoever stops the run from here on finds its folder and records that
+            if claim:
+                self.folder.claim()
+            self.begun = True
         self.folder.write_config(config)
         self.folder.write_json(self.folder.env, environment.describe(device, command))
         self.status("running")
@@ -87,7 +86,7 @@ class Life:
 
     def unexpected(self, error: Exception) -> UnexpectedError:
         """The error that a user sees instead of a traceback, which goes to the log or, without one, to a file."""
-        if not self.begun or self.folder.silent:
+        if self._handler is None or self.folder.silent:
             return UnexpectedError(keep_traceback(error))
         console.log.error("the run failed", exc_info=error)
         return UnexpectedError(f"{type(error).__name__}: {first_line(error)} (traceback: {self.folder.log})")
@@ -123,5 +122,8 @@ def lifecycle(path: Path, *, identity: Mapping[str, Any] | None = None, resume_h
         except Exception as error:
             life.failed(f"{type(error).__name__}: {error}", UnexpectedError.exit_code)
             raise life.unexpected(error) from error
+        except SystemExit:  # rich raises it when nobody reads the output any more, as in `fsl train | head -1`
+            life.failed("the program was told to exit; perhaps what read its output has ended", UnexpectedError.exit_code)
+            raise
         finally:
             life.close()
