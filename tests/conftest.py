@@ -18,11 +18,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share something which takes seconds to make run in the same process (``pytest --dist loadgroup``)."""
+    """Tests that share what takes seconds to make run in the same process (``pytest --dist loadgroup``)."""
     for item in items:
-        for name in ("warm", "learn2learn"):
-            if name in getattr(item, "fixturenames", ()) or name in item.name:
-                item.add_marker(pytest.mark.xdist_group(name))
+        definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        group = next((name for name in ("warm", "learn2learn") if name in definitions or name in item.name), None)
+        if group is None and any(found[-1].scope == "module" for found in definitions.values()):
+            group = item.nodeid.split("::")[0]
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -130,6 +130,7 @@ def test_noise_is_at_chance(trained):
     sequences.assert_noise_is_at_chance(trained)
 
 
+@pytest.mark.slow  # the training is that of every memory network, tested with MANN and NTM
 def test_learns_from_whole_sequences_too():
     algorithm = sequences.trained(sequences.learner(DNC, training="both", **SMALL), 120)
     curve = evaluate(algorithm, sampler(Task(3, 1, 9)), 100, CPU, curves=True).curves["instance"].mean(0)

@@ -21,7 +21,6 @@ from fsl_cli.backbones.mlp import MLP
 from fsl_cli.compute import hardware
 from fsl_cli.errors import FslError, Problems
 from fsl_cli.results.run_folder import RunFolder
-from fsl_cli.run import plan
 from fsl_cli.settings import build, schema
 from fsl_cli.settings import resolve as config
 from fsl_cli.settings.conf_files import GROUPS, RESERVED, TUNED, choices, conf_dir
@@ -123,7 +122,6 @@ def test_a_file_starts_with_what_it_is_and_a_command_that_makes_valid_settings_o
     assert len(head) >= 2
     assert command[0] == "fsl"
     if command[1] == "train":
-        plan.check(command[2:])
         settings = config.validate(composed(*command[2:]))
         group, name = path.parent.name, path.stem
         named = [f"algo={name.rpartition('_')[0]}"] if group == TUNED else [f"{group}={name}"]
