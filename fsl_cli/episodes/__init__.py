@@ -1,4 +1,4 @@
-"""Episodes: what they hold, how they are drawn, and what random numbers an algorithm draws for them."""
+"""Episodes: their data structures, how they are sampled, and the random numbers that algorithms use for them."""
 
 from fsl_cli.episodes.episodes import Episodes, Examples, Task
 from fsl_cli.episodes.problem import Classification, Problem, Regression

@@ -1,4 +1,4 @@
-"""Augmented copies of the support images: an inner loop sees more than K shots ("shot" augmentation, Ni et al. 2021)."""
+"""Augmented copies of the support images, so that an inner loop uses more than K shots ("shot", Ni et al. 2021)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _SCALE = 0.1
 
 
 def with_augmented_support(episodes: Episodes, kind: Augmentation, copies: int) -> Episodes:
-    """The same episodes with ``copies`` changed copies of every support image behind the support set.
+    """The same episodes, with ``copies`` augmented copies of every support image appended to the support set.
 
-    What is drawn depends on `Episodes.seeds` only.
+    The random transformations depend on `Episodes.seeds` only.
 
     Args:
-        episodes: K shots.
-        kind: ``none``: the episodes as they are; ``shift`` by up to a tenth of the image; ``affine``: shift, rotation by
-            up to 15 degrees and scaling by up to a tenth; ``flip``: left and right exchanged, for every second image.
-        copies: >= 1.
+        episodes: episodes of K shots.
+        kind: ``none``: the episodes unchanged; ``shift``: by up to 10% of the image; ``affine``: shift, rotation by up to
+            15 degrees and scaling by up to 10%; ``flip``: horizontal flip with probability 0.5.
+        copies: augmented copies per image, >= 1.
 
     Returns:
         Episodes of K * (1 + copies) shots.
@@ -54,7 +54,7 @@ def with_augmented_support(episodes: Episodes, kind: Augmentation, copies: int) 
 
 
 def _maps(drawn: Tensor, kind: Augmentation) -> Tensor:
-    """Affine maps ``[T, B, 2, 3]`` from the new image to the old, in units where the image is 2 wide and 2 high."""
+    """Affine maps ``[T, B, 2, 3]`` from the new image to the old, in coordinates from -1 to 1 across the image."""
     signed = 2 * drawn - 1
     zero, one = torch.zeros_like(drawn[..., 0]), torch.ones_like(drawn[..., 0])
     if kind == "flip":

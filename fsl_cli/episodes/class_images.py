@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassImages:
-    """The images of one split, those of a class lying next to each other.
+    """The images of one split, sorted by class.
 
     Attributes:
-        images: uint8 ``[M, C, H, W]``; pixel 255 becomes 1.0 when an episode is gathered. May be memory-mapped.
+        images: uint8 ``[M, C, H, W]``; episodes scale pixel 255 to 1.0. May be memory-mapped.
         counts: int64 ``[classes]``, images per class; ``counts.sum() == M``.
         names: one name per class, in the order of ``counts``.
     """
@@ -46,7 +46,7 @@ class ClassImages:
         return np.concatenate([[0], np.cumsum(self.counts)[:-1]]).astype(np.int64)
 
     def with_rotations(self) -> ClassImages:
-        """Every class four times, turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016), 0 first.
+        """Four classes from every class, rotated by 0, 90, 180 and 270 degrees (Santoro et al. 2016), 0 first.
 
         Raises:
             ValueError: if the images are not square.

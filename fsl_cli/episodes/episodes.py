@@ -1,7 +1,7 @@
 """Episodes and their shape.
 
-An episode of classification is an N-way K-shot task: K labelled support images and Q query images for each of N classes.
-In an episode of regression K support and Q query points are given of one function.
+A classification episode is an N-way K-shot task: K labelled support images and Q query images for each of N classes.
+A regression episode has K support points and Q query points of one function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fsl_cli.episodes.problem import Problem
 class Task:
     """The shape of an episode: ``shots`` support and ``queries`` query examples of each of ``ways`` classes.
 
-    Where there are no classes, ``ways`` is 1.
+    ``ways`` is 1 for problems without classes.
     """
 
     ways: int
@@ -37,10 +37,10 @@ class Examples:
     """The support or the query sets of T episodes, B rows each.
 
     Attributes:
-        x: float ``[T, B, ...]``: pixels in 0..1 ``[T, B, C, H, W]``, features, a real number, ...
-        y: what is to be predicted: int64 labels ``[T, B]``, or float ``[T, B, O]``.
-        mask: bool ``[T, B]``, which rows are examples; at least one of each episode is. What the other rows hold, finite
-            numbers and valid labels, must not matter. None: all rows are examples.
+        x: inputs, float ``[T, B, ...]``: pixels in 0..1 ``[T, B, C, H, W]``, features, a real number, ...
+        y: targets: int64 labels ``[T, B]``, or float ``[T, B, O]``.
+        mask: bool ``[T, B]``, true for examples and false for padding rows; each episode has at least one example.
+            Padding rows hold finite numbers and valid labels, which must not affect any result. None: no padding.
     """
 
     x: Tensor
@@ -48,11 +48,11 @@ class Examples:
     mask: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Examples:
-        """Every tensor changed."""
+        """Apply ``change`` to every tensor."""
         return Examples(change(self.x), change(self.y), None if self.mask is None else change(self.mask))
 
     def followed_by(self, other: Examples) -> Examples:
-        """The rows of these, then those of others."""
+        """These rows, followed by those of ``other``."""
         mask = None
         if self.mask is not None or other.mask is not None:
             mask = torch.cat([self.real, other.real], dim=1)
@@ -60,12 +60,12 @@ class Examples:
 
     @property
     def real(self) -> Tensor:
-        """The mask, all true where there is none."""
+        """The mask; all true if it is None."""
         return torch.ones(self.y.shape[:2], dtype=torch.bool, device=self.y.device) if self.mask is None else self.mask
 
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Values ``[R, ...]`` of the rows where ``mask``, bool ``[B]``, is true, as ``[B, ...]`` with zeros in the other rows."""
+    """Scatter values ``[R, ...]`` to the R rows where ``mask``, bool ``[B]``, is true: ``[B, ...]``, other rows zero."""
     return values.new_zeros(len(mask), *values.shape[1:]).index_put((mask,), values)
 
 
@@ -74,11 +74,11 @@ class Episodes:
     """T episodes of one shape.
 
     Attributes:
-        support: what is learned from.
-        query: what is predicted, and what predictions are judged by.
-        problem: what is predicted.
-        seeds: int64 ``[T]``, what an algorithm's own random numbers start from, see `episodes.randomness`; left out: zeros.
-        classes: of classification, int64 ``[T, N]``: which classes of the split are labelled 0..N-1; left out: unknown, -1.
+        support: labelled examples to learn from.
+        query: examples to predict; their targets are used to score the predictions.
+        problem: the prediction problem.
+        seeds: int64 ``[T]``, seeds of the algorithm's own random numbers, see `episodes.randomness`; default: zeros.
+        classes: for classification, int64 ``[T, N]``: the classes of the split with labels 0..N-1; default: -1, unknown.
     """
 
     support: Examples
@@ -101,12 +101,12 @@ class Episodes:
 
     @property
     def ways(self) -> int:
-        """N, the classes of an episode of classification."""
+        """N, the number of classes of a classification episode."""
         return self.problem.outputs
 
     @property
     def masked(self) -> bool:
-        """Whether some rows may be no examples."""
+        """Whether there may be padding rows."""
         return self.support.mask is not None or self.query.mask is not None
 
     def split(self, size: int) -> Iterator[Episodes]:
@@ -116,11 +116,11 @@ class Episodes:
             yield self._with(lambda values: values[part])  # noqa: B023 - called at once
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Episodes:
-        """The same episodes on ``device``, inputs and real targets as ``dtype``."""
+        """The same episodes on ``device``, with inputs and floating-point targets converted to ``dtype``."""
         return self._with(lambda values: values.to(device=device, dtype=dtype if values.is_floating_point() else None))
 
     def with_embeddings(self, support: Tensor, query: Tensor) -> Episodes:
-        """The same episodes with embeddings ``[T, B, ...]`` in the place of their inputs."""
+        """The same episodes with the inputs replaced by embeddings ``[T, B, ...]``."""
         return replace(self, support=replace(self.support, x=support), query=replace(self.query, x=query))
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Episodes:

@@ -1,6 +1,6 @@
-"""What an episode asks to be predicted: the loss, the scores, and which score counts.
+"""The prediction problem of an episode: its loss, its scores, and the main score.
 
-A problem comes with the data set. Training, evaluation and the inner loop know it through `Problem` alone.
+The data set defines the problem. Training, evaluation and the inner loop access it only through `Problem`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from fsl_cli.statistics.scores import ACCURACY, LOSS, MSE, Score
 
 @dataclass(frozen=True)
 class Problem(ABC):
-    """What is predicted for each example.
+    """A prediction problem.
 
-    Axes in front of ``[B, O]``, B examples of O outputs each, are episodes: ``[T, B, O]``, or none for one episode. A
-    ``mask``, bool ``[..., B]``, says which rows are examples; None: all.
+    Outputs have the shape ``[..., B, O]``: B examples with O outputs each, preceded by an episode axis, ``[T, B, O]``, or
+    by nothing for a single episode. A ``mask``, bool ``[..., B]``, is true for examples and false for padding rows;
+    None: no padding.
 
     Attributes:
-        name: what messages call it.
-        headline: the score that counts: for the best checkpoint, for patience, in tables.
+        name: name used in messages.
+        headline: the main score, which selects the best checkpoint, drives patience and appears in tables.
         further: the other scores.
         has_ways: whether an episode has classes, ``task.ways`` of them.
-        outputs: width O of the output of a network that solves it.
+        outputs: output width O of the network.
     """
 
     name: ClassVar[str]
@@ -41,44 +42,44 @@ class Problem(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean loss of each episode, ``[...]``, differentiable twice."""
+        """Mean loss of each episode, ``[...]``, twice differentiable."""
 
     @abstractmethod
     def headline_score(self, outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The score that counts, ``[...]``."""
+        """The main score of each episode, ``[...]``."""
 
     def scores(self, outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """The headline score, then the further ones, ``[...]`` each, by name."""
+        """The main score followed by the others, ``[...]`` each, by name."""
         return {self.headline.name: self.headline_score(outputs, targets, mask)}
 
     @abstractmethod
     def encoded(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """Targets of the shape of outputs, ``[..., B, O]``, as `loss_gradient` takes them."""
+        """Targets in the shape of the outputs, ``[..., B, O]``, as expected by `loss_gradient`."""
 
     @abstractmethod
     def loss_gradient(self, outputs: Tensor, encoded: Tensor, weights: Tensor | float, saved: dict[str, Any]) -> Tensor:
-        """Derivative of ``sum(weights * loss of each row)`` by the outputs.
+        """Derivative of ``sum(weights * loss of each row)`` w.r.t. the outputs.
 
         Args:
             outputs: ``[..., B, O]``.
             encoded: `encoded` targets.
-            weights: what each row counts, ``[..., B, 1]`` or one number.
-            saved: gets what `loss_gradient_tangent` needs; tensors of the shape of the outputs.
+            weights: weight of each row, ``[..., B, 1]`` or one number.
+            saved: receives the tensors that `loss_gradient_tangent` needs, in the shape of the outputs.
         """
 
     @abstractmethod
     def loss_gradient_tangent(self, tangent: Tensor, weights: Tensor | float, saved: dict[str, Any]) -> Tensor:
-        """How `loss_gradient` changes when the outputs move along ``tangent``: the Hessian of the loss times it."""
+        """Directional derivative of `loss_gradient` for the outputs' ``tangent``: the Hessian of the loss times it."""
 
     @property
     def every_score(self) -> tuple[Score, ...]:
-        """The headline score and the further ones."""
+        """The main score followed by the others."""
         return (self.headline, *self.further)
 
 
 @dataclass(frozen=True)
 class Classification(Problem):
-    """One of N classes: logits ``[..., B, N]``, labels int64 ``[..., B]``, cross-entropy.
+    """Classification into N classes: logits ``[..., B, N]``, labels int64 ``[..., B]``, cross-entropy loss.
 
     Attributes:
         outputs: N, the ways of an episode.
@@ -102,11 +103,11 @@ class Classification(Problem):
         return {**super().scores(outputs, targets, mask), "loss": cross_entropy(outputs, targets, mask)}
 
     def encoded(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """One-hot."""
+        """One-hot targets."""
         return F.one_hot(targets, self.outputs).to(dtype)
 
     def loss_gradient(self, outputs: Tensor, encoded: Tensor, weights: Tensor | float, saved: dict[str, Any]) -> Tensor:
-        """``weights (p - y)`` with the probabilities p."""
+        """``weights (p - y)`` with probabilities p."""
         saved["probabilities"] = probabilities = outputs.softmax(-1)
         return (probabilities - encoded) * weights
 
@@ -118,10 +119,10 @@ class Classification(Problem):
 
 @dataclass(frozen=True)
 class Regression(Problem):
-    """Real numbers: outputs and targets ``[..., B, O]``, mean squared error.
+    """Regression of real numbers: outputs and targets ``[..., B, O]``, mean squared error loss.
 
     Attributes:
-        outputs: O, numbers of an example.
+        outputs: O, numbers predicted per example.
     """
 
     name = "regression"
@@ -137,7 +138,7 @@ class Regression(Problem):
         return mean_squared_error(outputs, targets, mask)
 
     def encoded(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """As they are."""
+        """The targets, as ``dtype``."""
         return targets.to(dtype)
 
     def loss_gradient(self, outputs: Tensor, encoded: Tensor, weights: Tensor | float, saved: dict[str, Any]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Random numbers of an episode: a pure function of its seed, so that they do not depend on the batch it is computed in.
+"""Random numbers for an episode: a pure function of its seed, independent of the batch in which it is computed.
 
-Whatever an algorithm draws for an episode (the order of its support set, an augmentation, mini-batches) comes from here;
-then the same seed gives the same numbers whatever the chunk, the device or the number of processes.
+All random choices of an algorithm for an episode (the order of its support set, augmentation, mini-batches) use this
+module, so that the same seed gives the same numbers for any chunk size, device and number of processes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def uniform(seeds: Tensor, shape: tuple[int, ...], purpose: str) -> Tensor:
 
     Args:
         seeds: int64 ``[T]``, `Episodes.seeds`.
-        shape: shape of one episode's numbers.
-        purpose: what they are for; other purposes get other numbers.
+        shape: shape of the numbers of one episode.
+        purpose: name of the use; different names give independent numbers.
 
     Returns:
         float32 ``[T, *shape]`` in [0, 1), multiples of 2^-24, on the device of ``seeds``.
@@ -33,12 +33,12 @@ def uniform(seeds: Tensor, shape: tuple[int, ...], purpose: str) -> Tensor:
 
 
 def permutations(seeds: Tensor, n: int, purpose: str) -> Tensor:
-    """A random order of ``range(n)`` for each episode: int64 ``[T, n]``; arguments as in `uniform`."""
+    """A random permutation of ``range(n)`` for each episode: int64 ``[T, n]``; arguments as in `uniform`."""
     return uniform(seeds, (n,), purpose).argsort(dim=1, stable=True)
 
 
 def mixed(state: Tensor) -> Tensor:
-    """The output function of SplitMix64 (Steele, Lea & Flood 2014), a bijection of 64-bit numbers that looks random."""
+    """The output function of SplitMix64 (Steele, Lea & Flood 2014): a pseudo-random bijection of 64-bit numbers."""
     state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
     state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
     return state ^ _shifted(state, 31)
@@ -50,11 +50,11 @@ def episode_seeds(key: int, first: int, count: int) -> Tensor:
 
 
 def _shifted(value: Tensor, by: int) -> Tensor:
-    """Shift to the right, filling with zeros: int64 is signed, the algorithm is not."""
+    """Logical right shift, which fills with zeros: the algorithm is defined for unsigned integers, int64 is signed."""
     return (value >> by) & ((1 << (64 - by)) - 1)
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same low 64 bits."""
+    """The int64 with the same lowest 64 bits."""
     value %= 1 << 64
     return value - (1 << 64) if value >= 1 << 63 else value

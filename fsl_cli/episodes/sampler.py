@@ -1,4 +1,4 @@
-"""How episodes are drawn from classes of images: a pure function of seed, split and index."""
+"""Samples episodes from classes of images as a pure function of seed, split and index."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fsl_cli.errors import FslError, raise_all
 
 
 class Sampler(Protocol):
-    """Where episodes come from."""
+    """A source of episodes."""
 
     @property
     def task(self) -> Task:
@@ -28,22 +28,22 @@ class Sampler(Protocol):
 
     @property
     def problem(self) -> Problem:
-        """What they ask to be predicted."""
+        """The prediction problem of the episodes."""
 
     def batch(self, first: int, count: int) -> Episodes:
         """Episodes ``first .. first+count-1``: a pure function of seed, split and index."""
 
     def digest(self, count: int) -> str:
-        """A hash of the first ``count`` episodes: two runs with the same digest were tested on the same episodes."""
+        """A hash of the first ``count`` episodes; runs with the same digest were tested on the same episodes."""
 
 
 @dataclass(frozen=True)
 class EpisodeIndices:
-    """Which classes and images make up T episodes; row n of an episode is the class labelled n.
+    """The classes and images of T episodes; row n of an episode belongs to the class with label n.
 
     Attributes:
         classes: int64 ``[T, N]``, indices of classes in the split.
-        images: int64 ``[T, N, K+Q]``, indices of images in the split; the first K of each class are its support.
+        images: int64 ``[T, N, K+Q]``, indices of images in the split; the first K of each class are support images.
     """
 
     classes: np.ndarray
@@ -76,15 +76,15 @@ def draw_without_replacement(uniform: np.ndarray, population: int | np.ndarray) 
 class EpisodeSampler:
     """Draws episodes from one split as a pure function of (seed, split, episode index).
 
-    Episode i reads its own stretch of one Philox stream (Salmon et al. 2011), a counter-based generator that can
-    jump to any position, so an episode does not depend on the batch it is drawn in, on the process or on the device.
+    Episode i reads its own section of one Philox stream (Salmon et al. 2011), a counter-based generator that can jump to
+    any position. An episode therefore does not depend on the batch, the process or the device.
 
     Args:
         source: the images of the split.
         split: name of the split; different splits read different streams.
         task: shape of the episodes.
         seed: any integer >= 0.
-        device: where episodes are gathered; the images are moved there once.
+        device: device of the episodes; all images are copied to it once.
 
     Raises:
         Problems: the split has fewer classes than ways, or a class has fewer images than shots + queries.
@@ -107,7 +107,7 @@ class EpisodeSampler:
         pick, shuffle = uniform[:, :ways], uniform[:, ways : 2 * ways]
         image_pick, image_shuffle = np.split(uniform[:, 2 * ways : needed].reshape(count, ways, -1), 2, axis=-1)
 
-        # The order of the classes is their labels, the order of the images decides support and query: both uniform.
+        # The order of the classes gives the labels; the order of the images assigns support and query. Both are uniform.
         classes = _shuffled(draw_without_replacement(pick, len(self.source)), shuffle)
         images = _shuffled(draw_without_replacement(image_pick, self.source.counts[classes]), image_shuffle)
         return EpisodeIndices(classes, images + self.source.offsets[classes][..., None])
@@ -118,11 +118,11 @@ class EpisodeSampler:
         return Classification(self.task.ways)
 
     def batch(self, first: int, count: int) -> Episodes:
-        """Episodes ``first .. first+count-1``, gathered and scaled to 0..1 on the sampler's device."""
+        """Episodes ``first .. first+count-1`` on the sampler's device, pixels scaled to 0..1."""
         return self.batch_of(self.images, first, count)
 
     def batch_of(self, inputs: Callable[[Tensor], Tensor], first: int, count: int) -> Episodes:
-        """`batch` with something else for the images: what ``inputs``, like `images`, makes of rows of the split."""
+        """Like `batch`, with the inputs returned by ``inputs`` for rows of the split (int64 ``[B]``), instead of `images`."""
         drawn = self.indices(first, count)
         rows, shots = torch.from_numpy(drawn.images), self.task.shots
         support, query = (inputs(each.flatten()) for each in (rows[:, :, :shots], rows[:, :, shots:]))
@@ -140,14 +140,14 @@ class EpisodeSampler:
         return self._images.index_select(0, rows.to(self.device)).float().div_(255)
 
     def labels(self, count: int) -> tuple[Tensor, Tensor]:
-        """Labels of any ``count`` episodes: int64 ``[count, N*K]`` of the support, ``[count, N*Q]`` of the queries."""
+        """Labels of ``count`` episodes, the same in each: int64 ``[count, N*K]`` for support, ``[count, N*Q]`` for queries."""
         support, query = (self._labels.repeat_interleave(each) for each in (self.task.shots, self.task.queries))
         return support.expand(count, -1), query.expand(count, -1)
 
     def digest(self, count: int) -> str:
-        """SHA-256 over the class names, the image positions and the pixels of the first ``count`` episodes.
+        """SHA-256 of the task, the class names, and the image indices and pixels of the first ``count`` episodes.
 
-        Two runs with the same digest were tested on the same episodes.
+        Runs with the same digest were tested on the same episodes.
         """
         drawn = self.indices(0, count).images
         digest = hashlib.sha256(f"{self.task} {self.source.image_shape}".encode())
@@ -158,7 +158,7 @@ class EpisodeSampler:
 
 
 def task_problems(counts: np.ndarray, split: str, task: Task) -> list[FslError]:
-    """What keeps ``task`` from being drawn from classes with ``counts`` images each; empty when nothing does."""
+    """The reasons why ``task`` cannot be drawn from classes with ``counts`` images each; empty if it can be."""
     problems = []
     if task.ways > len(counts):
         problems.append(
