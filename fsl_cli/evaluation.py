@@ -15,9 +15,9 @@ from fsl_cli.compute.hardware import Hardware
 from fsl_cli.episodes import Episodes, EpisodeSampler
 from fsl_cli.episodes.sampler import Sampler
 
-_IMAGES = 256  # embedded at once: more are no faster
-_EPISODES = 8  # the processes' shares are multiples of it where there are too few for whole chunks
-_DRAWN = 256  # episodes drawn at once, without their images
+_IMAGES = 256  # images embedded at once; larger batches are not faster
+_EPISODES = 8  # granularity of the processes' shares if there are too few episodes to share whole chunks
+_DRAWN = 256  # episodes whose image indices are drawn at once
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class EpisodeScores:
 
     Attributes:
         values: float64 ``[n]`` for each score of the problem, by name.
-        curves: float64 ``[n, points]``, the headline score along each curve of the algorithm, by its name.
+        curves: float64 ``[n, points]``, the headline score at the points of each curve of the algorithm, by curve name.
     """
 
     values: dict[str, np.ndarray]
@@ -38,17 +38,17 @@ class EpisodeScores:
 
 
 class MonotoneProgress:
-    """Progress that never goes back, though work may be repeated.
+    """Reports progress that never decreases, even if work is repeated.
 
     Args:
-        advance: called with each amount of progress.
+        advance: called with every increment.
     """
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance, self._position = advance, 0
 
     def to(self, start: int, stop: int, fraction: float) -> None:
-        """Go on to a fraction, in 0..1, of the way from ``start`` to ``stop``, unless that has been passed."""
+        """Advance to ``start + fraction * (stop - start)``, ``fraction`` in 0..1, unless the position is already higher."""
         position = start + int((stop - start) * fraction)
         if position > self._position:
             self._advance(position - self._position)
@@ -56,11 +56,11 @@ class MonotoneProgress:
 
 
 class EmbeddedSampler:
-    """Episodes of a sampler with embeddings for images, each image embedded once.
+    """The episodes of a sampler with embeddings instead of images.
 
     Args:
-        sampler: where the episodes come from.
-        images: int64, rows of the split, ascending: those that are embedded.
+        sampler: source of the episodes.
+        images: int64, indices of the embedded images in the split, in ascending order.
         table: ``[len(images), ...]``, their embeddings.
     """
 
@@ -88,16 +88,16 @@ def evaluate(
     """Score the first ``episodes`` episodes of ``sampler``.
 
     Args:
-        algorithm: left exactly as it was.
-        sampler: where the episodes come from.
-        episodes: how many.
-        hardware: device, precision, how many episodes are computed at once, and the processes; each of them computes
-            its share of the episodes and returns the scores of all. Where memory runs out, fewer at once from then on.
-        advance: called with the number of episodes done; where images are embedded first, that is half the work.
-        curves: score along the algorithm's curves too.
+        algorithm: the algorithm to score; left unchanged.
+        sampler: source of the episodes.
+        episodes: number of episodes.
+        hardware: device, precision, number of episodes computed at once, and processes. Each process computes its share
+            of the episodes and returns the scores of all. If memory runs out, fewer episodes are computed at once.
+        advance: called with increments that add up to ``episodes``; embedding the images, if done, counts as half.
+        curves: also score at the points of the algorithm's curves.
 
     Raises:
-        FslError: one episode alone does not fit into memory.
+        FslError: a single episode does not fit into memory.
     """
     progress = MonotoneProgress(advance)
     training = algorithm.training
@@ -133,9 +133,9 @@ def _score_embedded(algorithm: Algorithm, episodes: Episodes) -> dict[str, Tenso
 
 
 def _unit(episodes: int, hardware: Hardware) -> int:
-    """What the processes' shares are multiples of: chunks, so that each computes the very chunks of one process."""
-    chunk = hardware.processes.from_first(lambda: hardware.task_chunk)  # it may have shrunk in some of them
-    return chunk if 4 * chunk * hardware.processes.size <= episodes else _EPISODES  # else some would have much more to do
+    """The granularity of the processes' shares: a chunk, so that the chunks are the same for any number of processes."""
+    chunk = hardware.processes.from_first(lambda: hardware.task_chunk)  # some processes may have reduced theirs
+    return chunk if 4 * chunk * hardware.processes.size <= episodes else _EPISODES  # few whole chunks: uneven shares
 
 
 def _table(
@@ -148,16 +148,16 @@ def _table(
     per_episode: int = 1,
     limit: int | None = None,
 ) -> Tensor:
-    """The rows ``[n, ...]`` of ``compute`` for ``range(count)``, computed by all processes and known to all.
+    """Compute the rows ``[n, ...]`` for ``range(count)``, shared among the processes and returned in all of them.
 
     Args:
-        compute: rows of a part of the range.
-        count: how many rows.
+        compute: returns the rows of a part of the range.
+        count: number of rows.
         hardware: see `evaluate`.
-        progress: called with the fraction that is done.
+        progress: called with the fraction done.
         unit: the shares of the processes are multiples of it.
-        per_episode: rows of an episode; those of ``hardware.task_chunk`` episodes are computed at once.
-        limit: but no more rows than this.
+        per_episode: rows per episode; the rows of ``hardware.task_chunk`` episodes are computed at once.
+        limit: maximum number of rows computed at once; None: no maximum.
     """
     processes = hardware.processes
     share = processes.share(count, unit)
@@ -178,7 +178,7 @@ def _table(
 def _embedded(
     algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware, progress: Callable[[float], None]
 ) -> EmbeddedSampler:
-    """Embed every image that occurs in the first ``episodes`` episodes, each in one of the processes."""
+    """Embed every image of the first ``episodes`` episodes once, shared among the processes."""
     images = torch.from_numpy(_occurring(sampler, episodes))
     table = _table(
         lambda part: algorithm.embed(sampler.images(images[part.start : part.stop])),
@@ -193,7 +193,7 @@ def _embedded(
 
 
 def _occurring(sampler: EpisodeSampler, episodes: int) -> np.ndarray:
-    """Images of the split that occur in the first ``episodes`` episodes, int64, ascending."""
+    """Indices of the images that occur in the first ``episodes`` episodes, int64, in ascending order."""
     occurs = np.zeros(len(sampler.source.images), dtype=bool)
     for first in range(0, episodes, _DRAWN):
         occurs[sampler.indices(first, min(_DRAWN, episodes - first)).images] = True

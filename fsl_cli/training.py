@@ -1,4 +1,4 @@
-"""The outer loop: sample episodes, take a step, log, validate, keep the best."""
+"""The outer loop: sample episodes, take a step, log, validate, save the best checkpoint."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from fsl_cli.settings.schema import TrainSettings
 
 @dataclass
 class Progress:
-    """Where a training is; all of it is saved with a checkpoint.
+    """The progress of training, saved with every checkpoint.
 
     Attributes:
-        iteration: outer steps done.
+        iteration: number of outer steps taken.
         seconds: wall-clock time of training, without validation.
-        best_score: best validation score so far, the headline score of the problem; None: no validation yet.
-        best_iteration: where it was reached.
-        stale: validations since then.
+        best_score: best validation value of the problem's headline score so far; None: no validation yet.
+        best_iteration: iteration of the best score.
+        stale: number of validations since the best score.
         validated: iteration of the latest validation.
-        window: sums since the last logged line: of each metric, ``steps`` and ``seconds``.
+        window: sums since the last logged line: every metric, ``steps`` and ``seconds``.
     """
 
     iteration: int = 0
@@ -46,7 +46,7 @@ class Progress:
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> Progress:
-        """From a checkpoint; those of fsl 0.1.0 call the best score ``best_accuracy``, -1 before a validation."""
+        """From a checkpoint. In those of fsl 0.1.0, the best score is ``best_accuracy``, -1 before the first validation."""
         values = dict(saved)
         if "best_accuracy" in values:
             best = values.pop("best_accuracy")
@@ -56,13 +56,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the training tells the outside.
+    """Callbacks of the training loop.
 
     Attributes:
-        log: metrics of an iteration.
-        validate: scores the algorithm on the validation split: what to log, the headline score of the problem among it.
-        save: writes a checkpoint; called with whether it is the best so far.
-        advance: called after every iteration.
+        log: logs metrics; called with the iteration and the metrics by name.
+        validate: scores the algorithm on the validation split; returns the values to log, including the problem's
+            headline score.
+        save: writes a checkpoint; called with true if it is the best so far.
+        advance: called with the iteration after every iteration.
     """
 
     log: Callable[[int, Mapping[str, float]], None]
@@ -72,17 +73,17 @@ class Hooks:
 
 
 class Training:
-    """A meta-training that can be stopped after any iteration and continued with the same numbers.
+    """Meta-training that can be stopped after any iteration and resumed with identical results.
 
-    Several processes work on it together: each computes its share of the episodes of an iteration, all of them know
-    the sums and take the same step, and they stop together. What is saved with a checkpoint is the same in all.
+    With several processes, each computes its share of an iteration's episodes; the gradients are summed, all processes
+    take the same step, and they stop together. The checkpointed state is the same in all processes.
 
     Args:
-        algorithm: what is trained.
-        optimizer: over its parameters.
+        algorithm: the algorithm to train.
+        optimizer: the outer optimizer of its parameters.
         sampler: training episodes; iteration i uses episodes ``i*meta_batch ..``.
         settings: see ``conf/train.yaml``.
-        hardware: device, precision, how many episodes are computed at once, and the processes.
+        hardware: device, precision, number of episodes computed at once, and processes.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ class Training:
         self._loss = hardware.compiled(lambda episodes: self.algorithm.loss(episodes))
 
     def run(self, hooks: Hooks) -> None:
-        """Train until the iterations, the minutes or the patience run out.
+        """Train until the limit of iterations, minutes or patience is reached.
 
         Raises:
-            FslError: the loss is no longer finite.
-            KeyboardInterrupt: one of several processes was told to stop; all of them stop after the same iteration.
+            FslError: the loss is not finite.
+            KeyboardInterrupt: one of several processes received a signal to stop; all stop after the same iteration.
         """
         processes = self.hardware.processes
         processes.copy_from_first([each.detach() for each in (*self.algorithm.parameters(), *self.algorithm.buffers())])
@@ -115,19 +116,19 @@ class Training:
         with holding as signals:
             while self._go_on(hooks):
                 stop, seconds = processes.numbers([len(signals), self.progress.seconds if processes.first else 0.0])
-                self.progress.seconds = seconds  # each has its own clock, and ``max_minutes`` must end all of them
+                self.progress.seconds = seconds  # clocks differ, but ``max_minutes`` must stop all processes together
                 if stop:
                     raise KeyboardInterrupt
 
     def _go_on(self, hooks: Hooks) -> bool:
-        """Validate, or else take a step. Returns False when there is nothing left to do."""
+        """Validate if validation is due, otherwise take a step. Returns False when training is finished."""
         progress = self.progress
         if self._validation_due() and progress.validated < progress.iteration:
             self._validate(hooks)
             return True
         if self._finished():
             return False
-        with held_back():  # a stop in the middle of a step could not be continued with the same numbers
+        with held_back():  # training stopped in the middle of a step could not be resumed with identical results
             self.step()
             if progress.iteration % self.settings.log_every == 0 or self._validation_due():
                 hooks.log(progress.iteration, self._averages())
@@ -159,14 +160,14 @@ class Training:
         self.scheduler.step()
         self.progress.iteration += 1
         if self.progress.iteration % self.settings.log_every == 0 or self._validation_due():
-            self._collect()  # a GPU has only been told so far: asking for numbers waits for it, and that belongs to the step
+            self._collect()  # CUDA runs asynchronously; reading the values here counts the wait as time of the step
         self._count(time.perf_counter() - started)
 
     def _gradients(self, share: range, size: int) -> dict[str, Tensor]:
-        """Gradients of a share of the iteration's episodes, ``size`` of them at a time.
+        """Accumulate the gradients of a share of the iteration's episodes, ``size`` episodes at a time.
 
         Returns:
-            The share's part of the loss, the headline score and the algorithm's metrics, on the device.
+            The share's contributions to the loss, the headline score and the algorithm's metrics, on the device.
         """
         count = self.settings.meta_batch
         values: dict[str, Tensor] = {}
@@ -188,7 +189,7 @@ class Training:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on with the same numbers."""
+        """The state needed to resume with identical results."""
         self._collect()
         return {
             "algo": self.algorithm.state_dict(),
@@ -202,11 +203,11 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`; the weights of the algorithm are loaded separately."""
+        """Resume from a `state_dict`; the algorithm's own state is loaded separately."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress.from_saved(state["progress"])
-        scheduler = self.scheduler  # the end may be another one now: the rate of the old schedule is saved with the optimizer
+        scheduler = self.scheduler  # the saved learning rates follow the old schedule, which may have ended elsewhere
         for group, base, factor in zip(self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
             group["lr"] = base * factor(self.progress.iteration)
         torch.set_rng_state(state["random"]["cpu"])
@@ -214,7 +215,7 @@ class Training:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
 
     def seconds_left(self, per_iteration: float) -> float:
-        """Seconds of training until the iterations or the minutes run out, at so many seconds per iteration."""
+        """Seconds until the limit of iterations or minutes is reached, at ``per_iteration`` seconds per iteration."""
         settings, progress = self.settings, self.progress
         left = (settings.iterations - progress.iteration) * per_iteration
         return left if settings.max_minutes is None else min(left, max(0.0, 60 * settings.max_minutes - progress.seconds))
@@ -251,7 +252,7 @@ class Training:
             progress.window[name] = progress.window.get(name, 0.0) + amount
 
     def _collect(self) -> None:
-        """Add what is remembered to ``progress.window``, one by one, so that it does not matter when this is done."""
+        """Add the pending values to ``progress.window`` one by one, so that the sums do not depend on when this is called."""
         window = self.progress.window
         for name, pending in self._pending.items():
             for value in torch.stack(pending).tolist():
@@ -277,11 +278,11 @@ class Training:
 
 
 def rate_factor(settings: TrainSettings, seconds: Callable[[], float] = lambda: 0.0) -> Callable[[int], float]:
-    """The learning rate at an iteration, as a fraction of the optimizer's.
+    """The learning rate schedule: a function from the iteration to a factor of the optimizer's initial learning rate.
 
     Args:
         settings: see ``conf/train.yaml``.
-        seconds: how long the training has taken so far, which ``schedule_by=minutes`` goes by.
+        seconds: returns the training time so far, which ``schedule_by=minutes`` uses.
     """
 
     def passed(iteration: int) -> float:

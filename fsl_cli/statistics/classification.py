@@ -1,4 +1,4 @@
-"""Scores of class predictions for each episode: plain functions of logits and labels."""
+"""Classification scores per episode, as functions of logits and labels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def accuracy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tens
     Args:
         logits: ``[..., B, N]``.
         labels: int64 ``[..., B]``.
-        mask: bool ``[..., B]``, the rows that count; None: all.
+        mask: bool ``[..., B]``, the rows to include; None: all.
 
     Returns:
-        ``[...]`` in 0..1, of the type of the logits.
+        ``[...]`` in 0..1, in the dtype of the logits.
     """
     return mean_over_rows((logits.argmax(-1) == labels).to(logits.dtype), mask)
 

@@ -1,4 +1,4 @@
-"""Intervals for a mean. The episode is the unit."""
+"""Confidence intervals for a mean over episodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MeanInterval:
 
     Attributes:
         mean: the mean, in the unit of the values.
-        ci95: half width of the interval; NaN when n is 1, since one value says nothing about spread.
+        ci95: half width of the interval; NaN if n is 1, since the standard deviation is then undefined.
         n: number of values.
         method: ``t`` (Student's t, sample standard deviation with ddof=1).
     """
@@ -43,7 +43,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
     Raises:
         ValueError: no values.
     """
-    from scipy import stats  # half a second of import, needed once at the end of a run
+    from scipy import stats  # imported here because it takes half a second and is needed only at the end of a run
 
     array = np.asarray(values, dtype=np.float64)
     n = array.size

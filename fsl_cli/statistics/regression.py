@@ -1,4 +1,4 @@
-"""Scores of predicted numbers for each episode: plain functions of predictions and targets."""
+"""Regression scores per episode, as functions of predictions and targets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fsl_cli.statistics.scores import mean_over_rows
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of each episode, over its rows and over the numbers of a row.
+    """Mean squared error of each episode, over its rows and their outputs.
 
     Args:
         outputs: ``[..., B, O]``.
         targets: ``[..., B, O]``.
-        mask: bool ``[..., B]``, the rows that count; None: all.
+        mask: bool ``[..., B]``, the rows to include; None: all.
 
     Returns:
         ``[...]``, >= 0.

@@ -1,4 +1,4 @@
-"""What a score is called, which way is better, and how it is written."""
+"""Scores: their names, directions and formatting."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Score:
-    """A number by which predictions are judged.
+    """A metric of the quality of predictions.
 
     Attributes:
         name: its key in ``results.json`` and in the logs.
-        higher_is_better: which of two values is the better one.
-        unit: ``%``: a fraction in 0..1 that is written as a percentage; empty: written as it is.
+        higher_is_better: whether a higher value is better.
+        unit: ``%`` for a fraction in 0..1 that is shown as a percentage; empty for values shown unchanged.
     """
 
     name: str
@@ -24,33 +24,33 @@ class Score:
     unit: str = ""
 
     def scaled(self, value: float) -> float:
-        """A value in the unit: 100 times a fraction."""
+        """The value in the unit of the score: a fraction is multiplied by 100 for ``%``."""
         return 100 * value if self.unit == "%" else value
 
     def number(self, value: float, digits: int | None = None) -> str:
-        """A value as it is written, without its unit.
+        """The value as text, without the unit.
 
         Args:
             value: the value.
-            digits: behind the decimal point; None: two of a percentage, four significant digits of anything else.
+            digits: decimal places; None: two for a percentage, four significant digits for other scores.
         """
         if digits is None and self.unit != "%":
             return f"{value:#.4g}"
         return f"{self.scaled(value):.{2 if digits is None else digits}f}"
 
     def half_width(self, mean: float, ci95: float) -> str:
-        """Half the width of an interval, with as many decimals as its mean has, without its unit."""
+        """The half width of an interval as text, with as many decimal places as its mean, without the unit."""
         text = self.number(mean)
         return self.number(ci95, None if "e" in text else len(text.partition(".")[2]))
 
     def text(self, mean: float, ci95: float | None = None, digits: int | None = None) -> str:
-        """A value, its interval if there is one, and the unit, such as ``93.67 ± 0.36 %``."""
+        """The value, its interval if given, and the unit, such as ``93.67 ± 0.36 %``."""
         parts = [self.number(mean, digits)] if ci95 is None else [self.number(mean), "±", self.half_width(mean, ci95)]
         return " ".join([*parts, *([self.unit] if self.unit else [])])
 
     @property
     def label(self) -> str:
-        """Name and unit, as in the head of a column: ``accuracy %``."""
+        """Name and unit for a column header, such as ``accuracy %``."""
         return f"{self.name} {self.unit}".strip()
 
     def better(self, one: float, other: float) -> bool:
@@ -68,7 +68,7 @@ MSE = Score("mse", higher_is_better=False)
 def mean_over_rows(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the last axis, ``[..., B]`` to ``[...]``, of the entries where ``mask``, bool ``[..., B]``, is true.
 
-    At least one entry of each row must be; None: all are.
+    The mask must be true for at least one entry along the axis; None: all entries.
     """
     if mask is None:
         return values.mean(-1)
