@@ -15,6 +15,7 @@ from fsl_cli.compute import processes
 from fsl_cli.compute.signals import held_back, sigterm_interrupts
 from fsl_cli.errors import FslError, UnexpectedError, first_line, keep_traceback
 from fsl_cli.results import environment
+from fsl_cli.results.files import read_json
 from fsl_cli.results.run_folder import RunFolder, SilentRunFolder
 from fsl_cli.show import console
 
@@ -78,9 +79,15 @@ class Life:
                 console.warn(f"interrupted{where}" + (f"; {hint}" if hint else ""))
 
     def failed(self, reason: str, exit_code: int) -> None:
-        """Record why there are no results; before the run has its folder, only if the folder is a job's own."""
+        """Record why there are no results; before the run has its folder, only that of a job of a sweep.
+
+        A job that may not go on with the run in its folder leaves the status of that run, with a ``refused`` added.
+        """
         if self.begun or ("launch" in self.details and not self.folder.config.exists()):
             self.status("failed", error=reason, exit_code=exit_code)
+        elif "launch" in self.details:
+            refused = {"state": "failed", **self.details, "error": reason, "exit_code": exit_code}
+            self.folder.write_json(self.folder.status, {**(read_json(self.folder.status) or {}), "refused": refused})
         elif not self.folder.silent and self.folder.path.is_dir() and not any(self.folder.path.iterdir()):
             self.folder.path.rmdir()  # Hydra makes it before the run is checked
 

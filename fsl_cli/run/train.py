@@ -109,23 +109,29 @@ def _table(plan: Plan) -> int:
         for folder, status, each in zip(folders, statuses, values, strict=True)
     ]
     for row, job in zip(rows, plan.jobs, strict=False):  # also of a job that has failed before it wrote what it is
-        row |= {key: value for key, value in tables.described(job.config).items() if not row[key]}
+        row |= tables.described(job.config)
     tables.report(rows, plan.folder / "results.md", plan.folder / "results.csv", columns)
     return max((int(status["exit_code"]) for status in statuses), default=0)
 
 
 def _status(folder: Path, launch: str) -> Mapping[str, Any]:
     """How a job of this sweep has ended; a job that has left no end counts as failed."""
-    status = read_json(RunFolder(folder).status) or {}
-    if status.get("launch") != launch:
+    status = _left(folder, launch)
+    if not status:
         return {"error": "it was not started", "exit_code": 1}
     if "exit_code" not in status:
         return {**status, "error": f"it has not ended: its status is {status['state']}", "exit_code": 1}
     return status
 
 
+def _left(folder: Path, launch: str) -> Mapping[str, Any]:
+    """What this launch of a job has left in ``status.json``; empty: nothing, at most an earlier launch has."""
+    status = read_json(RunFolder(folder).status) or {}
+    attempts = (status, status.get("refused", {}))
+    return next((each for each in attempts if each.get("launch") == launch), {})
+
+
 def _started(plan: Plan) -> Sequence[Path]:
     """Folders of the jobs that a sweeper has started, in the order of their numbers."""
-    found = {path.parent: read_json(path) or {} for path in plan.folder.rglob("status.json")}
-    mine = {folder: status for folder, status in found.items() if status.get("launch") == plan.launch}
-    return sorted(mine, key=lambda folder: mine[folder]["job"])
+    found = {path.parent: _left(path.parent, plan.launch) for path in plan.folder.rglob("status.json")}
+    return sorted((folder for folder, left in found.items() if left), key=lambda folder: found[folder]["job"])
