@@ -72,7 +72,10 @@ class EmbeddedSampler:
 
     def batch(self, first: int, count: int) -> Episodes:
         """Episodes ``first .. first+count-1``."""
-        return self._sampler.batch_of(lambda rows: self._table[self._row[rows].to(self._table.device)], first, count)
+        return self._sampler.batch_of(self._embeddings, first, count)
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        return self._table.index_select(0, self._row[images].to(self._table.device))
 
 
 @torch.no_grad()
