@@ -1,8 +1,8 @@
-"""Batch normalisation whose statistics are a stated choice.
+"""Batch normalisation with an explicit choice of statistics.
 
-`torch.nn.BatchNorm2d` ties the choice to `train()` and `eval()` and writes its running averages in the middle of a
-forward pass, which neither the inner loop nor `torch.func.vmap` can live with. Here the caller says which images the
-statistics come from; see `statistics_from`.
+`torch.nn.BatchNorm2d` ties this choice to `train()` and `eval()` and updates its running averages during the forward
+pass, which neither the inner loop nor `torch.func.vmap` supports. Here the caller chooses the images from which the
+statistics are computed; see `statistics_from`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Source = Literal["batch", "tracked_batch", "running", "first_rows"]
 
 
 class BatchNorm(RunningAverages):
-    """Batch normalisation of ``[B, C]`` or ``[B, C, H, W]`` over all axes but C (Ioffe & Szegedy 2015).
+    """Batch normalisation of ``[B, C]`` or ``[B, C, H, W]`` over all axes except C (Ioffe & Szegedy 2015).
 
     Args:
         num_features: C.
@@ -43,7 +43,7 @@ class BatchNorm(RunningAverages):
         self.rows = 0
 
     def averages(self) -> tuple[Tensor, ...]:
-        """Mean and variance."""
+        """Running mean and variance."""
         return self.running_mean, self.running_var
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class BatchNorm(RunningAverages):
                 momentum=self.momentum,
                 eps=self.eps,
             )
-        # Spelled out, because the second derivative of F.batch_norm under torch.func.vmap is wrong by half a per cent
-        # (torch 2.15); the engine parity tests show it.
+        # Written out, because the second derivative of F.batch_norm under torch.func.vmap has an error of half a per cent
+        # (torch 2.15); the engine parity tests detect it.
         return self._normalise_by(x, x if self.source == "batch" else x[: self.rows])
 
     def _normalise_by(self, x: Tensor, reference: Tensor) -> Tensor:
@@ -74,14 +74,14 @@ class BatchNorm(RunningAverages):
 
 @contextmanager
 def statistics_from(net: nn.Module, source: Source, rows: int = 0) -> Iterator[None]:
-    """Choose where every `BatchNorm` in ``net`` takes its mean and variance from, for the length of a ``with`` block.
+    """Set the source of the mean and variance of every `BatchNorm` in ``net`` for the duration of a ``with`` block.
 
     Args:
         net: any module.
-        source: ``batch``: all images of the call (transductive when they are queries);
-            ``tracked_batch``: the same, and the running averages move towards them;
+        source: ``batch``: all images of the call (transductive if they are queries);
+            ``tracked_batch``: the same, and the running averages are updated with them;
             ``running``: the running averages; ``first_rows``: the first ``rows`` images of the call.
-        rows: how many, with ``first_rows``.
+        rows: number of images for ``first_rows``.
     """
     layers = [layer for layer in net.modules() if isinstance(layer, BatchNorm)]
     before = [(layer.source, layer.rows) for layer in layers]
@@ -95,10 +95,10 @@ def statistics_from(net: nn.Module, source: Source, rows: int = 0) -> Iterator[N
 
 
 def convert_batch_norm(net: nn.Module) -> nn.Module:
-    """Replace every `torch.nn.BatchNorm1d` and `BatchNorm2d` in ``net`` by `BatchNorm`, weights and averages kept.
+    """Replace every `torch.nn.BatchNorm1d` and `BatchNorm2d` in ``net`` by `BatchNorm`, keeping weights and averages.
 
     Returns:
-        ``net`` itself, or the new layer when ``net`` is one.
+        ``net`` itself, or the new layer if ``net`` is a batch normalisation layer.
 
     Raises:
         ValueError: a layer has no affine parameters or no running averages, which `BatchNorm` always has.

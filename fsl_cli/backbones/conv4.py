@@ -1,7 +1,7 @@
 """Conv4: four blocks of 3x3 convolution, batch normalisation and ReLU, the network of most few-shot papers.
 
-``downsample=stride``: convolutions of stride 2 and a mean over positions, as in MAML's Omniglot code (Finn et al. 2017,
-section 5.2), Xavier initialisation. ``downsample=max_pool``: stride 1 and 2x2 max-pooling, flattened, as in Vinyals
+``downsample=stride``: convolutions with stride 2, then the mean over positions, as in MAML's Omniglot code (Finn et al.
+2017, section 5.2), Xavier initialisation. ``downsample=max_pool``: stride 1, 2x2 max-pooling and flattening, as in Vinyals
 et al. 2016 and ProtoNet (Snell et al. 2017), PyTorch's initialisation. On 28x28 images both give ``filters`` features.
 
     fsl train backbone=conv4 backbone.downsample=max_pool
@@ -20,7 +20,7 @@ from fsl_cli.errors import FslError
 
 
 class Conv4(nn.Sequential):
-    """Images ``[B, C, H, W]`` to features ``[B, filters]`` (stride) or ``[B, filters * H//16 * W//16]`` (max_pool).
+    """Maps images ``[B, C, H, W]`` to features ``[B, filters]`` (stride) or ``[B, filters * H//16 * W//16]`` (max_pool).
 
     Args:
         image_shape: ``(C, H, W)``.
@@ -41,7 +41,7 @@ class Conv4(nn.Sequential):
         channels, height, width = image_shape
         if downsample == "max_pool" and min(height, width) < 16:
             raise FslError(
-                f"max_pool halves a {height}x{width} image four times, to nothing",
+                f"{height}x{width} images are too small for max_pool, which halves them four times",
                 where="backbone.downsample",
                 hint="use images of at least 16x16, or downsample=stride",
             )

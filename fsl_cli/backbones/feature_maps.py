@@ -1,4 +1,4 @@
-"""A backbone up to its last feature maps, for methods that compare images position by position."""
+"""A backbone without its final pooling, for methods that compare images position by position."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class FeatureMaps(nn.Module):
-    """Images to the maps that a backbone pools and flattens into its features.
+    """Maps images to the feature maps that a backbone pools and flattens into its features.
 
-    The layer that pools is the backbone's attribute ``pool``; what enters it are the maps. The features of a backbone
-    without it, or whose ``pool`` is not its last step but flattening, are maps of one position.
+    The pooling layer is the backbone's attribute ``pool``; its input are the feature maps. If a backbone has no ``pool``,
+    or if more than flattening follows it, its features are treated as maps of height and width 1.
 
     Args:
-        backbone: images ``[B, C, H, W]`` to features ``[B, D]``; its ``pool`` is taken away.
+        backbone: maps images ``[B, C, H, W]`` to features ``[B, D]``; its ``pool`` is replaced by the identity.
         image_shape: ``(C, H, W)``.
 
     Attributes:
@@ -35,12 +35,12 @@ class FeatureMaps(nn.Module):
                 backbone.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps ``[B, *shape]`` of images ``[B, C, H, W]``."""
+        """Feature maps ``[B, *shape]`` of images ``[B, C, H, W]``."""
         return self.backbone(images).unflatten(1, self.shape)
 
 
 def _seen(backbone: nn.Module, image_shape: tuple[int, int, int], layer: nn.Module) -> Tensor:
-    """What ``layer`` gives while the backbone runs on two images."""
+    """The output of ``layer`` when the backbone runs on two images."""
     outputs: list[Tensor] = []
     training = backbone.training
     hook = layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output))

@@ -1,6 +1,6 @@
-"""MLP: MAML's networks without convolutions (Finn et al. 2017).
+"""MLP: MAML's fully connected networks (Finn et al. 2017).
 
-For Omniglot 256-128-64-64 with batch normalisation, for sinusoids 40-40 without.
+256-128-64-64 with batch normalisation for Omniglot, 40-40 without it for sinusoids.
 
 fsl train backbone=mlp
 """
@@ -19,15 +19,15 @@ from fsl_cli.errors import FslError
 
 
 class MLP(nn.Sequential):
-    """Examples ``[B, ...]`` to features ``[B, widths[-1]]``: linear, batch normalisation, ReLU for every width.
+    """Maps examples ``[B, ...]`` to features ``[B, widths[-1]]``: linear, batch normalisation, ReLU for every width.
 
     Args:
-        example_shape: of one example, such as ``(C, H, W)``.
+        example_shape: shape of one example, such as ``(C, H, W)``.
         widths: units of each layer, at least one layer; None: 256-128-64-64 for images, 40-40 for other examples.
-        batch_norm: whether there is batch normalisation; None: for images only.
+        batch_norm: whether to use batch normalisation; None: for images only.
 
     Raises:
-        FslError: ``widths`` is empty or holds a number below 1.
+        FslError: ``widths`` is empty or contains a number below 1.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MLP(nn.Sequential):
         if widths is None:
             widths = (256, 128, 64, 64) if images else (40, 40)
         if not widths or min(widths) < 1:
-            raise FslError(f"{list(widths)} is no list of layer widths", where="backbone.widths", hint="e.g. [256,64]")
+            raise FslError(f"{list(widths)} is not a list of layer widths", where="backbone.widths", hint="e.g. [256,64]")
         sizes = [math.prod(example_shape), *widths]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in itertools.pairwise(sizes):

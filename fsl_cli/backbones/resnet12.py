@@ -1,9 +1,9 @@
-"""ResNet-12 of MetaOptNet (Lee et al. 2019), learn2learn's implementation.
+"""ResNet-12 of MetaOptNet (Lee et al. 2019), in learn2learn's implementation.
 
-Deviations: learn2learn's final pooling fits 84x84 images only; here it is a mean over all positions, which is the same
-there and works from 16x16 up. Batch normalisation is `BatchNorm`, so its statistics are a stated choice. DropBlock is
-off unless asked for, since it is meant for 84x84 images and long trainings; its rate is constant, where MetaOptNet's
-grows over the first 40,000 forward passes, counted outside of the state that a checkpoint holds.
+Deviations: learn2learn's final pooling supports 84x84 images only; here it is the mean over all positions, which gives the
+same result for these and supports images of 16x16 or more. Batch normalisation is `BatchNorm`, with an explicit choice of
+statistics. DropBlock is off by default, since it is meant for 84x84 images and long training; its rate is constant,
+whereas MetaOptNet's grows over the first 40,000 forward passes, a count that is not part of the checkpointed state.
 
     fsl train algo=protonet backbone=resnet12
 """
@@ -23,12 +23,12 @@ from fsl_cli.optional import learn2learn
 
 
 class ResNet12(nn.Module):
-    """Images ``[B, C, H, W]`` to features ``[B, 640]`` (``wider``) or ``[B, 512]``.
+    """Maps images ``[B, C, H, W]`` to features ``[B, 640]`` (``wider``) or ``[B, 512]``.
 
     Args:
         image_shape: ``(C, H, W)``, at least 16x16; at least 80x80 with DropBlock.
         wider: 64-160-320-640 filters as in MetaOptNet; false: 64-128-256-512 as in TADAM.
-        dropblock: drop rate of the residual blocks while training (MetaOptNet: 0.1), 0 = off.
+        dropblock: drop rate of the residual blocks during training (MetaOptNet: 0.1), 0 = off.
 
     Raises:
         FslError: learn2learn is missing, or the image is too small.
@@ -65,12 +65,12 @@ class ResNet12(nn.Module):
 
 
 class DropBlock(nn.Module):
-    """Drops squares of the feature maps while training (Ghiasi, Lin & Le 2018, algorithm 1).
+    """Zeroes random squares of the feature maps during training (Ghiasi, Lin & Le 2018, algorithm 1).
 
-    The same as learn2learn's, in shapes that do not depend on what is drawn, which `torch.func` asks for.
+    Equivalent to learn2learn's, but tensor shapes do not depend on the random numbers, as `torch.func` requires.
 
     Args:
-        block_size: side of a square.
+        block_size: side length of a square.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -78,7 +78,7 @@ class DropBlock(nn.Module):
         self.block_size = block_size
 
     def forward(self, x: Tensor, gamma: float) -> Tensor:
-        """Feature maps ``[B, C, H, W]``, of which each position is the corner of a square with probability ``gamma``."""
+        """Apply to feature maps ``[B, C, H, W]``; each position is the corner of a square with probability ``gamma``."""
         if not self.training:
             return x
         height, width = (side - self.block_size + 1 for side in x.shape[-2:])
@@ -87,11 +87,11 @@ class DropBlock(nn.Module):
 
 
 def squares(corners: Tensor, side: int) -> Tensor:
-    """1 in the squares that lie right of and below the upper left ``corners``, else 0.
+    """1 inside the squares with the upper left corners ``corners``, else 0.
 
     Args:
         corners: 0 or 1, ``[B, C, H - side + 1, W - side + 1]``.
-        side: of a square.
+        side: side length of a square.
 
     Returns:
         ``[B, C, H, W]``.
@@ -100,5 +100,5 @@ def squares(corners: Tensor, side: int) -> Tensor:
 
 
 def _full_drop_rate(block: nn.Module, inputs: object) -> None:
-    """Set learn2learn's count of forward passes to the end of its ramp, so that a block has no hidden state."""
+    """Set learn2learn's count of forward passes to the end of its schedule, so that the drop rate is constant."""
     block.num_batches_tracked = 40_000  # type: ignore[assignment]

@@ -1,8 +1,8 @@
-"""WRN-28-10, the wide residual network of Dhillon et al. 2020, learn2learn's implementation.
+"""WRN-28-10, the wide residual network of Dhillon et al. 2020, in learn2learn's implementation.
 
-Deviations: learn2learn's network is fixed to three channels and to 84x84 images; here the first convolution takes the
-image's channels and the final pooling is a mean over all positions, which is the same at 84x84. Batch normalisation is
-`BatchNorm`, so its statistics are a stated choice. 36 million parameters: meant for a GPU.
+Deviations: learn2learn's network supports only three channels and 84x84 images; here the first convolution has the image's
+number of channels and the final pooling is the mean over all positions, which gives the same result for 84x84. Batch
+normalisation is `BatchNorm`, with an explicit choice of statistics. 36 million parameters: a GPU is recommended.
 
     fsl train algo=protonet backbone=wrn28 hardware=gpu
 """
@@ -19,11 +19,11 @@ from fsl_cli.optional import learn2learn
 
 
 class WRN28(nn.Module):
-    """Images ``[B, C, H, W]`` to features ``[B, 640]``.
+    """Maps images ``[B, C, H, W]`` to features ``[B, 640]``.
 
     Args:
         image_shape: ``(C, H, W)``.
-        dropout: drop rate inside the residual blocks while training.
+        dropout: drop rate inside the residual blocks during training.
 
     Raises:
         FslError: learn2learn is missing.

@@ -112,7 +112,7 @@ def test_conv4_widths(downsample, shape, width):
 
 def test_max_pool_needs_sixteen_pixels():
     Conv4((1, 16, 16), downsample="max_pool")
-    with pytest.raises(FslError, match=r"backbone.downsample: max_pool halves a 15x16 image .*downsample=stride"):
+    with pytest.raises(FslError, match=r"backbone.downsample: 15x16 images are too small for max_pool.*downsample=stride"):
         Conv4((1, 15, 16), downsample="max_pool")
 
 
@@ -160,7 +160,7 @@ def test_mlp_has_mamls_widths():
 
 @pytest.mark.parametrize("widths", [[], [64, 0], [-1]], ids=str)
 def test_mlp_widths_that_are_none(widths):
-    with pytest.raises(FslError, match=r"backbone.widths: .* is no list of layer widths \(e.g. \[256,64\]\)"):
+    with pytest.raises(FslError, match=r"backbone.widths: .* is not a list of layer widths \(e.g. \[256,64\]\)"):
         MLP((1, 28, 28), widths=widths)
 
 
