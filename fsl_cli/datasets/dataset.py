@@ -1,4 +1,4 @@
-"""What a run asks of a data set, and what data sets of classes of images have in common."""
+"""The data set interface, and the base class of data sets with classes of images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SplitName = Literal["train", "val", "test"]
 
 
 class Dataset(Protocol):
-    """What a run asks of a data set.
+    """The interface of a data set.
 
     Attributes:
-        name: what it is called on the command line.
-        problem_type: what kind of problem its episodes pose.
+        name: its name on the command line.
+        problem_type: the type of problem of its episodes.
     """
 
     name: str
@@ -33,20 +33,20 @@ class Dataset(Protocol):
         """Shape of one example: ``(C, H, W)`` of images, ``(D,)`` of features."""
 
     def problem(self, task: Task) -> Problem:
-        """What episodes of the shape ``task`` ask to be predicted."""
+        """The prediction problem of episodes with the shape ``task``."""
 
     def classes(self) -> int | None:
-        """Number of classes of the training split; None: it has none."""
+        """Number of classes in the training split; None if the data set has no classes."""
 
     def task_problems(self, tasks: Mapping[SplitName, Task]) -> list[FslError]:
-        """What keeps the task of each split from being drawn; empty when nothing does."""
+        """The reasons why the tasks of the splits cannot be drawn; empty if all can be."""
 
     def sampler(self, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> Sampler:
         """Episodes of a split, a pure function of seed, split and index."""
 
 
 class ImageClasses(ABC):
-    """A data set of classes of images, from whose splits N-way K-shot episodes are drawn."""
+    """A data set of images grouped by class, from whose splits N-way K-shot episodes are drawn."""
 
     name: str
     problem_type: type[Problem] = Classification
@@ -57,7 +57,7 @@ class ImageClasses(ABC):
 
     @abstractmethod
     def counts(self, name: SplitName) -> np.ndarray:
-        """int64 ``[classes]``, images per class of one split, without reading an image."""
+        """int64 ``[classes]``, images per class of one split; does not read the images."""
 
     @property
     @abstractmethod
@@ -74,11 +74,11 @@ class ImageClasses(ABC):
         return Classification(task.ways)
 
     def classes(self) -> int | None:
-        """Number of classes of the training split."""
+        """Number of classes in the training split."""
         return len(self.counts("train"))
 
     def task_problems(self, tasks: Mapping[SplitName, Task]) -> list[FslError]:
-        """More ways than a split has classes, more images than a class has: for each setting the tightest split."""
+        """Too many ways for a split or too many images per class; for each setting, the error of the smallest split."""
         found: dict[str | None, FslError] = {}
         for split in sorted(tasks, key=lambda split: len(self.counts(split))):
             for problem in task_problems(self.counts(split), split, tasks[split]):
@@ -86,5 +86,5 @@ class ImageClasses(ABC):
         return list(found.values())
 
     def sampler(self, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> EpisodeSampler:
-        """Episodes of a split, its images on ``device``."""
+        """Episodes of a split, with the images on ``device``."""
         return EpisodeSampler(self.split(split), split, task, seed, device)

@@ -1,4 +1,4 @@
-"""Downloads: pooch checks, retries and moves into place; what broke off is gone on with, which pooch cannot do."""
+"""Downloads: pooch verifies checksums, retries and renames; resuming partial downloads, which pooch lacks, is added here."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fsl_cli.errors import FslError
 TIMEOUT = (10.0, 30.0)  # seconds to connect, seconds without a byte
 CHUNK = 1 << 16
 RETRIES = 2
-pooch.get_logger().setLevel("WARNING")  # it would announce every file on standard error
+pooch.get_logger().setLevel("WARNING")  # at INFO it reports every file on standard error
 
 
 def fetch(url: str, target: Path, *, md5: str, progress: ProgressFactory | None = None) -> None:
-    """Download ``url`` to ``target``, which appears only when it is whole and has the right checksum.
+    """Download ``url`` to ``target``, which is created only once it is complete and has the right checksum.
 
-    Until then the bytes are in ``<target>.part``, from where the next attempt, or the next run, goes on. Does nothing
-    when ``target`` is there, so processes that start together download once.
+    Until then the data is in ``<target>.part``, from which the next attempt, or the next run, resumes. Does nothing if
+    ``target`` exists, so that processes that start together download it once.
 
     Args:
         url: an http(s) address.
-        target: the file to make; its folder is created when missing.
-        md5: hex digest the file must have.
-        progress: told of every byte; None is silent.
+        target: the file to create; its folder is created if missing.
+        md5: expected MD5 checksum, as hex digits.
+        progress: reports the number of bytes; None: no progress.
 
     Raises:
-        FslError: unreachable, refused, altered, or the folder cannot be written.
+        FslError: the server cannot be reached or refuses, the checksum differs, or the folder is not writable.
     """
     part = target.with_name(f"{target.name}.part")
 
@@ -57,7 +57,7 @@ def fetch(url: str, target: Path, *, md5: str, progress: ProgressFactory | None 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Create ``folder``; problems of writing there become an FslError."""
+    """Create ``folder``; convert an OSError of writing to it to an FslError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -70,10 +70,10 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _receive(url: str, part: Path, progress: ProgressFactory) -> None:
-    """Append to ``part`` what it lacks; from the start when the server cannot continue.
+    """Append the missing bytes to ``part``; start over if the server does not support resuming.
 
     Raises:
-        requests.RequestException: anything short of a whole file.
+        requests.RequestException: the file is incomplete.
     """
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}

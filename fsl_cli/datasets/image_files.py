@@ -1,4 +1,4 @@
-"""The image files inside a zip or a folder, read the same way."""
+"""Image files in a zip file or a folder, behind one interface."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from PIL import Image
 from fsl_cli.errors import FslError
 
 BAD_ZIP = (EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)  # SyntaxError: a broken PNG
+UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)  # SyntaxError: a corrupt PNG
 
 
 class ImageFiles(Protocol):
-    """Files that end in ``.png``, named by their ``/``-separated path in the zip or folder."""
+    """Files with the extension ``.png``, named by their ``/``-separated path in the zip file or folder."""
 
     path: Path
 
     def names(self) -> list[str]:
-        """All names, sorted; what an operating system left there (hidden files, ``__MACOSX``) is not listed."""
+        """All names, sorted, without files of the operating system (hidden files, ``__MACOSX``)."""
 
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
 
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed or altered."""
+        """A hash that changes if a file is added, removed or modified."""
 
 
 class ZipImages:
-    """The images of a zip file.
+    """The images in a zip file.
 
     Raises:
-        FslError: it cannot be read as a zip file.
+        FslError: the file is not a readable zip file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class ZipImages:
 
 
 class FolderImages:
-    """The images below a folder."""
+    """The images in a folder and its subfolders."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,7 +88,7 @@ class FolderImages:
         return (self.path / name).read_bytes()
 
     def fingerprint(self) -> str:
-        """SHA-256 of every image's name, size and time of change: reading 32,460 files would take seconds."""
+        """SHA-256 of every image's name, size and modification time, since reading 32,460 files would take seconds."""
         digest = hashlib.sha256()
         with readable(self.path):
             for name, entry in sorted(_walk(self.path, ""), key=itemgetter(0)):
@@ -100,7 +100,7 @@ class FolderImages:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """A file system's refusal to read becomes an FslError."""
+    """Convert an OSError of reading ``path`` to an FslError."""
     try:
         yield
     except OSError as problem:
@@ -112,7 +112,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a ``/``-separated path names an image and not an operating system's leftover."""
+    """Whether a ``/``-separated path is that of an image and not of a file of the operating system."""
     parts = name.split("/")
     return name.lower().endswith(".png") and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
@@ -121,7 +121,7 @@ def read_image(files: ImageFiles, name: str) -> Image.Image:
     """Decode one image.
 
     Raises:
-        FslError: it cannot be read or decoded; names the image.
+        FslError: the image cannot be read or decoded; the message contains its name.
     """
     hint = "replace it, or the whole file or folder"
     try:

@@ -33,16 +33,16 @@ class Omniglot(ImageClasses):
     """Omniglot in the class split of Vinyals et al. (2016): 1,028 train, 172 val and 423 test classes.
 
     Reads ``images_background`` and ``images_evaluation``, zipped or extracted, from ``data_dir/omniglot``, ``data_dir``
-    or ``data_dir/omniglot-py``, and downloads what is in none of them. Images become grey, ink 255, and are resized
-    with a Lanczos filter, which averages over the pixels that fall together.
+    or ``data_dir/omniglot-py``, and downloads an archive found in none of them. Images are converted to greyscale with
+    ink 255 and resized with a Lanczos filter, which is antialiased.
 
     Args:
-        data_dir: where the user's and the downloaded data lie.
-        cache_dir: where the images are packed, once per size.
-        rotations: every class four times, turned by 0, 90, 180 and 270 degrees, in every split.
+        data_dir: folder of existing and downloaded data.
+        cache_dir: cache folder for the packed images, one pack per size.
+        rotations: four classes from every class, rotated by 0, 90, 180 and 270 degrees, in every split.
         size: height and width in pixels.
-        download: fetch what is missing (14 MiB).
-        progress: told about downloading and packing; None is silent.
+        download: download missing archives (14 MiB).
+        progress: reports downloading and packing; None: no progress.
     """
 
     name = "omniglot"
@@ -63,16 +63,17 @@ class Omniglot(ImageClasses):
     def split(self, name: SplitName) -> ClassImages:
         """The classes of one split, named ``<Alphabet>/characterNN`` (``@90`` and so on when rotated).
 
-        Memory-mapped unless ``rotations`` is on, which makes a copy. The first call finds, checks and packs the data.
+        Memory-mapped unless ``rotations`` is on, which copies the images. The first call locates, checks and packs the
+        data.
 
         Raises:
-            FslError: the data is missing, incomplete or unreadable, or a folder cannot be written.
+            FslError: the data is missing, incomplete or unreadable, or a folder is not writable.
         """
         images = packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
         return images.with_rotations() if self.rotations else images
 
     def counts(self, name: SplitName) -> np.ndarray:
-        """int64 ``[classes]``, images per class of one split, without reading its images. Raises what `split` raises."""
+        """int64 ``[classes]``, images per class of one split; does not read its images. Raises the same errors as `split`."""
         counts = packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
         return np.tile(counts, 4) if self.rotations else counts
 
@@ -113,9 +114,9 @@ class Omniglot(ImageClasses):
         except FslError as problem:
             reason = f"{problem.where}: {problem.what}"
         raise FslError(
-            f"no {archive}.zip and no folder {archive} there; {reason}",
+            f"neither {archive}.zip nor a folder {archive} found; {reason}",
             where=", ".join(str(place) for place in self._places),
-            hint="set data_dir=... or FSL_DATA_DIR to the folder that holds omniglot/; dataset=glyphs needs no data",
+            hint="set data_dir=... or FSL_DATA_DIR to the folder that contains omniglot/; dataset=glyphs needs no data",
         )
 
     def _source(self) -> PackSource:
@@ -138,7 +139,7 @@ class Omniglot(ImageClasses):
 
 
 def vinyals_split(archive: str | None = None) -> dict[str, str]:
-    """The split of every character, ``{"Greek/character01": "train", ...}``, all 1,623 or those of one archive."""
+    """The split of every character, ``{"Greek/character01": "train", ...}``: all 1,623, or those of one archive."""
     text = (package_files("fsl_cli.datasets") / "omniglot_vinyals.txt").read_text(encoding="utf-8")
     split = {}
     for line in text.splitlines():
@@ -152,12 +153,12 @@ def vinyals_split(archive: str | None = None) -> dict[str, str]:
 
 
 def checked_drawings(files: ImageFiles, archive: str) -> dict[str, list[str]]:
-    """The image files of each character, exactly those that the archive has in the original release.
+    """The image files of each character, checked to be complete as in the original release of the archive.
 
-    A character is named by the two folders around its images, so it does not matter what lies around those.
+    A character is named by the last two folders of its images' paths; folders above them are ignored.
 
     Raises:
-        FslError: characters or drawings are missing or unknown; says how many and names one.
+        FslError: characters or drawings are missing or unknown; the message says how many and names one.
     """
     found: dict[str, list[str]] = {}
     for name in files.names():
@@ -183,5 +184,5 @@ def _differences(found: Mapping[str, list[str]], expected: list[str]) -> Iterato
 
 
 def _ink(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 ``[size, size]``, 255 where the pen was; grey first, since Pillow does not filter 1-bit images."""
+    """uint8 ``[size, size]``, ink is 255; converted to greyscale first, since Pillow does not filter 1-bit images."""
     return 255 - np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS))

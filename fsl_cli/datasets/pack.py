@@ -2,8 +2,8 @@
 
 A pack is a folder ``<cache_dir>/packs/<dataset>-<key>/``, written once and never changed:
 
-- ``images.npy``: uint8 ``[M, C, H, W]``, one split after the other, the images of a class next to each other;
-- ``index.json``: for each split its class names, images per class, first image and CRC-32.
+- ``images.npy``: uint8 ``[M, C, H, W]``, sorted by split and class;
+- ``index.json``: for each split, its class names, images per class, index of its first image, and CRC-32.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from filelock import FileLock
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
-FORMAT = 1  # part of every key: a new number makes every older pack unused
+FORMAT = 1  # part of every key: increasing it invalidates all existing packs
 
-# How long work reports: ``with progress("packing omniglot", total) as advance: advance(n)``.
+# Reports the progress of long operations: ``with progress("packing omniglot", total) as advance: advance(n)``.
 ProgressFactory = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 Read = TypeVar("Read")
@@ -37,13 +37,13 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class PackSource:
-    """What goes into a pack.
+    """The content of a pack.
 
     Attributes:
-        splits: for each split, its class names in order with their number of images.
+        splits: for each split, its class names in order and the number of images of each.
         image_shape: ``(C, H, W)``.
-        images: uint8 blocks ``[n, C, H, W]`` that together are the images of all splits, in the order of ``splits``;
-            a block lies within one split.
+        images: uint8 blocks ``[n, C, H, W]`` whose concatenation is the images of all splits, in the order of ``splits``;
+            every block belongs to one split.
     """
 
     splits: Mapping[str, Mapping[str, int]]
@@ -52,7 +52,7 @@ class PackSource:
 
 
 def pack_key(**content_and_settings: object) -> str:
-    """Sixteen hex digits that differ whenever the content, a setting or the pack format differs."""
+    """A hash of the content, the settings and the pack format: 16 hex digits."""
     text = json.dumps({"format": FORMAT, **content_and_settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -65,21 +65,21 @@ def packed_split(
     source: Callable[[], PackSource],
     progress: ProgressFactory | None = None,
 ) -> ClassImages:
-    """The images of ``split``, memory-mapped; packs the data set first when there is no whole pack of it.
+    """The images of ``split``, memory-mapped; packs the data set first if there is no complete pack of it.
 
-    Processes that start together wait for the one that packs. A pack whose files are missing, cut short or altered
-    is made again.
+    One process packs, others that start at the same time wait for it. A pack whose files are missing, truncated or
+    modified is created again.
 
     Args:
-        cache_dir: the cache folder; created when missing.
+        cache_dir: the cache folder; created if missing.
         dataset: name of the data set.
         key: the data set's :func:`pack_key`.
         split: name of a split in ``source().splits``.
-        source: called only when there is something to pack.
-        progress: told of every image packed; None is silent.
+        source: returns the content; called only if the data set must be packed.
+        progress: reports the number of packed images; None: no progress.
 
     Raises:
-        FslError: the cache folder cannot be written, or whatever ``source`` raises.
+        FslError: the cache folder is not writable, or an error of ``source``.
     """
     folder = cache_dir / "packs" / f"{dataset}-{key}"
     return _read_or_pack(folder, lambda: _open_split(folder, split), source, progress or silent)
@@ -93,7 +93,7 @@ def packed_counts(
     source: Callable[[], PackSource],
     progress: ProgressFactory | None = None,
 ) -> np.ndarray:
-    """int64 ``[classes]``, images per class of ``split``, without reading an image; arguments of :func:`packed_split`."""
+    """int64 ``[classes]``, images per class of ``split``; does not read images. Arguments as in :func:`packed_split`."""
     folder = cache_dir / "packs" / f"{dataset}-{key}"
     return _read_or_pack(folder, lambda: _read_counts(folder, split), source, progress or silent)
 
@@ -116,16 +116,16 @@ def _read_or_pack(
 
 @contextmanager
 def silent(_what: str, _total: int) -> Iterator[Callable[[int], object]]:
-    """The :data:`ProgressFactory` that shows nothing."""
+    """A :data:`ProgressFactory` without output."""
     yield lambda _count: None
 
 
 def _open_split(folder: Path, split: str) -> ClassImages | None:
-    """The split as it was written, or None when the pack is missing or damaged."""
+    """The images of a split, or None if the pack is missing or damaged."""
     try:
         entry = json.loads((folder / "index.json").read_text(encoding="utf-8"))[split]
         counts = np.asarray(entry["counts"], dtype=np.int64)
-        # Copy-on-write, because torch warns about arrays it could not write to; nobody writes, so nothing is copied.
+        # Copy-on-write, because torch warns about read-only arrays; nothing is written, so nothing is copied.
         everything = np.load(folder / "images.npy", mmap_mode="c")
         images = everything[entry["first"] : entry["first"] + int(counts.sum())]
         if zlib.crc32(images.data) != entry["crc32"]:
@@ -144,7 +144,7 @@ def _read_counts(folder: Path, split: str) -> np.ndarray | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the pack's lock; problems of the cache folder become an FslError."""
+    """Hold the pack's lock; convert an OSError of the cache folder to an FslError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
@@ -158,19 +158,19 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, source: PackSource, progress: ProgressFactory, label: str) -> None:
-    """Write the pack beside ``folder``, then rename it: under its final name there is a whole pack or none."""
+    """Write the pack to a temporary folder, then rename it to ``folder``, which is therefore always complete."""
     beside = f".{folder.name}."
-    for leftover in folder.parent.glob(f"{beside}*.tmp"):  # of a process that was killed: this one holds the lock
+    for leftover in folder.parent.glob(f"{beside}*.tmp"):  # left by killed processes, since this one holds the lock
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=beside, suffix=".tmp", dir=folder.parent))
     try:
-        temporary.chmod(0o755)  # mkdtemp's folders are private, caches may be shared
+        temporary.chmod(0o755)  # mkdtemp creates private folders, but a cache may be shared
         with _flushed(temporary / "images.npy") as file:
             index = _write_images(file, source, progress, label)
         with _flushed(temporary / "index.json") as file:
             file.write(json.dumps(index, ensure_ascii=False).encode())
         if folder.exists():
-            os.rename(folder, temporary / "damaged")  # a process that has it open keeps it
+            os.rename(folder, temporary / "damaged")  # processes that have its files open can still read them
         os.rename(temporary, folder)
         shutil.rmtree(folder / "damaged", ignore_errors=True)
     finally:
@@ -179,7 +179,7 @@ def _write(folder: Path, source: PackSource, progress: ProgressFactory, label: s
 
 @contextmanager
 def _flushed(path: Path) -> Iterator[BinaryIO]:
-    """A new file, on the disk when the block ends: renaming is atomic only for what was written before."""
+    """Open a new file and flush it to disk at the end of the block: only then is it safe to rename its folder."""
     with path.open("wb") as file:
         yield file
         file.flush()
@@ -187,9 +187,9 @@ def _flushed(path: Path) -> Iterator[BinaryIO]:
 
 
 def _write_images(file: BinaryIO, source: PackSource, progress: ProgressFactory, label: str) -> dict[str, Any]:
-    """Write ``images.npy`` block by block (never all in memory) and return the index.
+    """Write ``images.npy`` block by block, without holding all images in memory, and return the index.
 
-    Plain writes, because a full disk kills a process that writes through a memory map.
+    Uses plain writes, because a full disk kills a process that writes through a memory map.
     """
     total = sum(sum(classes.values()) for classes in source.splits.values())
     header = {"descr": "|u1", "fortran_order": False, "shape": (total, *source.image_shape)}

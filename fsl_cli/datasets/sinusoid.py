@@ -1,7 +1,7 @@
-"""Sinusoids: regression on curves drawn on the fly (Finn et al. 2017, "Model-agnostic meta-learning", section 5.1).
+"""Sinusoids: regression on randomly generated curves (Finn et al. 2017, "Model-agnostic meta-learning", section 5.1).
 
 A task is the function y = A sin(x - phi) with amplitude A in 0.1..5 and phase phi in 0..pi. Support and query points have
-x in -5..5. All are uniform, and there is no noise. The splits are different draws from the same distribution of tasks.
+x in -5..5. All are drawn uniformly, without noise. The splits are independent samples of the same distribution of tasks.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _SMALLEST_AMPLITUDE = 0.1
 
 
 class Sinusoid:
-    """Draws sinusoids; needs no data.
+    """Distribution of sinusoid tasks; needs no data files.
 
     Args:
-        amplitude: the largest; the smallest is 0.1.
+        amplitude: largest amplitude; the smallest is 0.1.
         reach: x is in ``-reach..reach``.
 
     Raises:
-        FslError: ``amplitude`` is not above the smallest one.
+        FslError: ``amplitude`` is not greater than the smallest amplitude.
     """
 
     name = "sinusoid"
@@ -40,13 +40,13 @@ class Sinusoid:
 
     def __init__(self, *, amplitude: Annotated[float, Gt(0)] = 5.0, reach: Annotated[float, Gt(0)] = 5.0) -> None:
         if amplitude <= _SMALLEST_AMPLITUDE:
-            what = f"{amplitude} is not above the smallest amplitude, {_SMALLEST_AMPLITUDE}"
+            what = f"{amplitude} is not greater than the smallest amplitude, {_SMALLEST_AMPLITUDE}"
             raise FslError(what, where="dataset.amplitude", hint="the paper has 5")
         self.amplitude, self.reach = amplitude, reach
 
     @property
     def example_shape(self) -> tuple[int, ...]:
-        """One number."""
+        """``(1,)``: an example is one number."""
         return (1,)
 
     def problem(self, task: Task) -> Problem:
@@ -54,11 +54,11 @@ class Sinusoid:
         return Regression()
 
     def classes(self) -> int | None:
-        """None."""
+        """None: there are no classes."""
         return None
 
     def task_problems(self, tasks: Mapping[SplitName, Task]) -> list[FslError]:
-        """Nothing: any number of points can be drawn."""
+        """Always empty: any number of points can be drawn."""
         return []
 
     def sampler(self, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> SinusoidSampler:
@@ -67,17 +67,17 @@ class Sinusoid:
 
 
 class SinusoidSampler:
-    """Draws sinusoids as a pure function of (seed, split, episode index).
+    """Samples sinusoid tasks as a pure function of (seed, split, episode index).
 
-    The numbers of an episode are those of `episodes.randomness.uniform` for its seed: amplitude, phase, the x of the
-    support, the x of the queries. So episodes of more queries have the same curves and support points.
+    The random numbers of an episode come from `episodes.randomness.uniform` for its seed, in the order amplitude, phase, x
+    of the support points, x of the query points. Episodes with more queries thus have the same curves and support points.
 
     Args:
         source: the distribution of tasks.
         split: name of the split; different splits read different streams.
         task: ``shots`` support and ``queries`` query points.
         seed: any integer >= 0.
-        device: where the episodes are to be.
+        device: device of the episodes.
     """
 
     def __init__(self, source: Sinusoid, split: str, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
@@ -96,14 +96,14 @@ class SinusoidSampler:
         return Episodes(support, query, self.problem, seeds).to(self.device)
 
     def _curves(self, seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Amplitudes and phases ``[T, 1, 1]``, places ``[T, K + Q, 1]`` in 0..1."""
+        """Amplitudes and phases ``[T, 1, 1]``, and relative positions of the points ``[T, K + Q, 1]`` in 0..1."""
         drawn = uniform(seeds, (2 + self.task.shots + self.task.queries, 1), "sinusoid")
         amplitude, phase, places = drawn.split([1, 1, drawn.shape[1] - 2], dim=1)
         smallest = _SMALLEST_AMPLITUDE
         return smallest + (self.source.amplitude - smallest) * amplitude, math.pi * phase, places
 
     def digest(self, count: int) -> str:
-        """SHA-256 over the points of the first ``count`` episodes."""
+        """SHA-256 of the points of the first ``count`` episodes."""
         drawn = self.batch(0, count).to("cpu")
         digest = hashlib.sha256(f"sinusoid {self.task.shots} {self.task.queries}".encode())
         for examples in (drawn.support, drawn.query):

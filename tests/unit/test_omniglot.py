@@ -280,7 +280,7 @@ def test_no_data_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(omniglot, "SOURCE", "http://127.0.0.1:9")  # nobody listens at the discard port
     monkeypatch.setattr("pooch.core.time.sleep", lambda _seconds: None)
     message = failure(tmp_path / "data", tmp_path / "cache", download=True)
-    for word in ("no images_background.zip", "no connection to 127.0.0.1", str(tmp_path / "data"), "FSL_DATA_DIR"):
+    for word in ("neither images_background.zip", "no connection to 127.0.0.1", str(tmp_path / "data"), "FSL_DATA_DIR"):
         assert word in message
 
 
