@@ -1,4 +1,4 @@
-"""What a person sees: the one rich console, its lines, progress bars and tables. Plain lines when piped."""
+"""Terminal output: messages, progress bars and tables on a rich console; plain lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 log = logging.getLogger("fsl")
-log.addHandler(logging.NullHandler())  # without a run's log file, nothing is to be logged anywhere else
+log.addHandler(logging.NullHandler())  # without it, logging would print warnings to standard error
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
 
-_PLAIN_SECONDS = 10.0  # between progress lines when the output is not a terminal
+_PLAIN_SECONDS = 10.0  # between progress lines if the output is not a terminal
 
 
 def start_log(handler: logging.Handler) -> None:
-    """Send every line that is printed, and tracebacks, to ``handler`` too."""
+    """Also send every printed line, and tracebacks, to ``handler``."""
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
 
 
 def stop_log(handler: logging.Handler) -> None:
-    """Undo `start_log`, and close the handler."""
+    """Undo `start_log` and close the handler."""
     log.removeHandler(handler)
     handler.close()
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print one line, and put it into the run's log."""
+    """Print one line and write it to the run's log."""
     log.info(text)
     out.print(text, markup=False, style=style)
 
 
 def warn(text: str) -> None:
-    """Print one warning to standard error, and put it into the run's log."""
+    """Print one warning to standard error and write it to the run's log."""
     log.warning(text)
     err.print(f"warning: {text}", markup=False, style="yellow")
 
 
 def fail(text: str) -> None:
-    """Print one error to standard error, and put it into the run's log."""
+    """Print one error to standard error and write it to the run's log."""
     log.error(text)
     err.print(f"error: {text}", markup=False, style="red")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, tab-separated when piped."""
+    """Print a table: with borders on a terminal, otherwise tab-separated."""
     if not out.is_terminal:
         for row in [columns, *rows]:
             print("\t".join(row), file=out.file)  # rich would turn tabs into spaces
@@ -67,7 +67,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for work of ``total`` units; yields the function that advances it. One line when piped."""
+    """Show a progress bar for ``total`` units; yields the function that advances it. One line if not on a terminal."""
     if not out.is_terminal:
         say(f"{description} ...")
         yield lambda amount: None
@@ -79,11 +79,11 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 class TrainingProgress:
-    """The bar of a training: iterations, the latest numbers, time left. Lines when piped.
+    """The progress bar of training: iterations, the latest metrics, time left. Lines if not on a terminal.
 
     Args:
-        total: iterations of the whole training.
-        done: iterations that are done already.
+        total: total number of iterations.
+        done: number of iterations already done.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -113,7 +113,7 @@ class TrainingProgress:
             self._bar.update(self._task, completed=iteration)
 
     def numbers(self, iteration: int, numbers: str, left: float) -> None:
-        """Show the latest training numbers and how many seconds are left."""
+        """Show the latest training metrics and the remaining time, ``left`` in seconds."""
         line = f"{numbers}  {clock(left)} left"
         if self._bar:
             self._bar.update(self._task, numbers=line)

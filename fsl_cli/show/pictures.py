@@ -1,4 +1,4 @@
-"""Pictures of what a model does."""
+"""Plots of a model's predictions and scores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _MOST_WAYS, _MOST_QUERIES = 20, 10
 
 
 def draw_episode(support: Labelled, query: Labelled, predicted: Tensor, ways: int, path: Path) -> None:
-    """Draw an episode: a row per class, its support images, then queries framed by whether they were recognised.
+    """Draw an episode: one row per class with its support images and its queries, framed green if correct, else red.
 
     Args:
         support: images ``[S, C, H, W]`` and their labels, int64 ``[S]``.
-        query: the same of the queries, ``[B, C, H, W]`` and ``[B]``.
-        predicted: int64 ``[B]``, the labels that the queries were given.
+        query: query images ``[B, C, H, W]`` and their labels, int64 ``[B]``.
+        predicted: int64 ``[B]``, the predicted labels of the queries.
         ways: number of classes.
         path: PNG file to write.
     """
@@ -41,17 +41,17 @@ def draw_episode(support: Labelled, query: Labelled, predicted: Tensor, ways: in
             _draw(axes[way][shots + column], query_x[number], title, "green" if right else "red")
         axes[way][0].set_ylabel(str(way), rotation=0, ha="right", va="center")
     share = float((predicted == labels).float().mean())
-    figure.suptitle(f"one episode: {100 * share:.0f} % of {len(labels)} queries right (green)", fontsize=9)
+    figure.suptitle(f"one episode: {100 * share:.0f} % of {len(labels)} queries correct (green)", fontsize=9)
     figure.savefig(path, dpi=100)
 
 
 def draw_fit(support: Labelled, curve: Labelled, predicted: Mapping[str, Tensor], path: Path) -> None:
-    """Draw an episode of regression: the curve, the support points, and what was predicted.
+    """Draw a regression episode: the true curve, the support points and the predictions.
 
     Args:
         support: x and y of the support points, ``[S]`` each.
         curve: x and y of points on the curve, ``[B]`` each, in any order.
-        predicted: predictions of y at the points of the curve, ``[B]`` each, by what to call them.
+        predicted: predictions of y at the points of the curve, ``[B]`` each, by legend label.
         path: PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -76,12 +76,12 @@ def draw_fit(support: Labelled, curve: Labelled, predicted: Mapping[str, Tensor]
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, float, float]]], label: str, episodes: int, path: Path) -> None:
-    """Draw a score along curves with its 95% intervals, a panel for each.
+    """Draw a score along curves with its 95% confidence intervals, one panel per curve.
 
     Args:
-        curves: by name, points: where on the curve, mean, half width of the interval.
+        curves: points by curve name: position on the curve, mean, half width of the interval.
         label: name and unit of the score.
-        episodes: over which the means were taken.
+        episodes: number of episodes over which the means were taken.
         path: PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
