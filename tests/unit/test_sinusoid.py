@@ -68,5 +68,5 @@ def test_the_problem_is_regression_of_one_number():
     data = Sinusoid()
     assert (data.problem(TASK), data.example_shape, data.classes()) == (Regression(1), (1,), None)
     assert data.task_problems({"train": TASK}) == []
-    with pytest.raises(FslError, match=r"dataset\.amplitude: 0\.05 is not above"):
+    with pytest.raises(FslError, match=r"dataset\.amplitude: 0\.05 is not greater than"):
         Sinusoid(amplitude=0.05)
