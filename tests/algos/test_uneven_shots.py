@@ -7,11 +7,14 @@ import copy
 import pytest
 import torch
 from problems import random_episodes
+from small_training import CPU, train_settings
 from test_every_algorithm import NAMES, made
 
 from fsl_cli.algos.common.algorithm import Algorithm, check_masks
-from fsl_cli.episodes import Episodes, Examples
+from fsl_cli.episodes import Episodes, Examples, Task
 from fsl_cli.errors import FslError
+from fsl_cli.evaluation import evaluate
+from fsl_cli.training import Training
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 REFUSE = {"metaoptnet", "mann", "ntm", "dnc", "snail"}
@@ -81,6 +84,21 @@ def test_rows_that_are_no_examples_change_nothing(name, option, batch_norm):
 def test_an_algorithm_that_would_learn_from_them_refuses(name):
     with pytest.raises(FslError, match="cannot be given episodes of uneven shots"):
         check_masks(algorithm_of(name), uneven(EPISODES))
+
+
+def test_training_and_evaluation_refuse_for_it():
+    class Uneven:
+        task, problem = Task(3, 3, 3), EPISODES.problem
+
+        def batch(self, first: int, count: int) -> Episodes:
+            return uneven(EPISODES)
+
+    algorithm = algorithm_of("metaoptnet")
+    optimizer = torch.optim.SGD(algorithm.parameters(), 0.1)
+    with pytest.raises(FslError, match="MetaOptNet cannot be given episodes of uneven shots"):
+        Training(algorithm, optimizer, Uneven(), train_settings(meta_batch=3), CPU).step()
+    with pytest.raises(FslError, match="MetaOptNet cannot be given episodes of uneven shots"):
+        evaluate(algorithm, Uneven(), 3, CPU)
 
 
 @pytest.mark.parametrize("engine", ["fast", "vmap"])
