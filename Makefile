@@ -1,17 +1,17 @@
-# Everything runs in .venv, which every target below brings up by itself.
+# Everything runs in .venv, which every target below creates if necessary.
 SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := .tools
-# The uv on the path, if pyproject.toml's required-version allows it: 0.8.10 or later.
+# The uv on the PATH, if it satisfies required-version in pyproject.toml: 0.8.10 or later. Otherwise one is installed here.
 NEW_ENOUGH := {split($$2, v, "."); ok = v[1] > 0 || v[2] > 8 || (v[2] == 8 && v[3] + 0 >= 10)} END {exit !ok}
 UV := $(shell uv --version 2>/dev/null | awk '$(NEW_ENOUGH)' && command -v uv || echo $(TOOLS)/bin/uv)
 READY := $(VENV)/.ready
 PIP := --quiet --disable-pip-version-check --no-warn-script-location
 export PIP_ROOT_USER_ACTION := ignore
 BOOT := $(TOOLS)/bin/python
-# Tests that share something expensive stay in one process (loadgroup); the processes they start reuse compiled modules.
+# Tests that share an expensive fixture run in one process (loadgroup). Processes that tests start may write bytecode.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup \
 	--durations=15 --durations-min=2
 

@@ -1,13 +1,13 @@
-"""How fast and how lean: this project against learn2learn 0.2.0, on the same tensors, in one process, alternating.
+"""Compare time and memory with learn2learn 0.2.0, on the same tensors, in one process, with alternating runs.
 
     python scripts/benchmark.py                         # the rows of the README, under two minutes on two cores
     python scripts/benchmark.py --suite full --json benchmark.json
-    python scripts/benchmark.py --suite busy            # a training step beside other work, by OMP_WAIT_POLICY
-    python scripts/benchmark.py --suite startup         # processor time of the start of a run
+    python scripts/benchmark.py --suite busy            # a training step on a busy machine, by OMP_WAIT_POLICY
+    python scripts/benchmark.py --suite startup         # CPU time of starting a run
 
-Before an outer gradient is timed, both sides must give the same loss; iterations, sampling and testing run each side with its
-own data pipeline. A figure is the median of alternating runs after one that is
-not counted. Peak memory is that of tensors, above what was there before (on CUDA as PyTorch counts it).
+Before an outer gradient is timed, both sides must compute the same loss. Iterations, sampling and testing use each side's
+own data pipeline. Every time is the median of alternating runs, after one warm-up run. Peak memory is that of tensors, in
+addition to the memory allocated before (on CUDA, as reported by PyTorch).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from fsl_cli.results import environment
 
 
 def images() -> tuple[str, ClassImages, ClassImages, ClassImages]:
-    """Omniglot where it is at hand, else glyphs: name, train and test split, and some classes without rotations."""
+    """Omniglot if it is installed, otherwise glyphs: name, train and test split, and some classes without rotations."""
     data_dir = Path(os.environ.get("FSL_DATA_DIR") or platformdirs.user_data_dir("fsl"))
     cache_dir = Path(os.environ.get("FSL_CACHE_DIR") or platformdirs.user_cache_dir("fsl"))
     try:
@@ -61,7 +61,7 @@ def images() -> tuple[str, ClassImages, ClassImages, ClassImages]:
 
 
 def machine(used: hardware.Hardware, dataset: str) -> dict[str, Any]:
-    """Where it was measured."""
+    """The machine and the software versions of the measurement."""
     found = environment.describe(used.device, shlex.join(sys.argv))
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.is_file() else []
@@ -78,7 +78,7 @@ def machine(used: hardware.Hardware, dataset: str) -> dict[str, Any]:
 
 
 def table(rows: list[Row]) -> Table:
-    """For people."""
+    """The results as a table for the terminal."""
     made = Table(title="s: median of alternating runs; MB: peak of tensor memory", title_justify="left")
     made.add_column("row", no_wrap=True)
     for name in ("fsl s", "l2l s", "ratio", "fsl MB", "l2l MB"):
@@ -96,10 +96,10 @@ def table(rows: list[Row]) -> Table:
 
 
 def pairs_table(pairs: Sequence[Pair]) -> Table:
-    """For people."""
+    """The results as a table for the terminal."""
     made = Table(title="s: median of alternating runs", title_justify="left")
     made.add_column("row", no_wrap=True)
-    for name in ("one side", "s", "the other side", "s", "ratio"):
+    for name in ("first side", "s", "second side", "s", "ratio"):
         made.add_column(name, justify="right")
     for pair in pairs:
         (one, other), (seconds, others) = pair.sides, pair.seconds
@@ -108,7 +108,7 @@ def pairs_table(pairs: Sequence[Pair]) -> Table:
 
 
 def against_learn2learn(chosen: argparse.Namespace, used: hardware.Hardware, console: Console) -> tuple[str, list[Row]]:
-    """Measure and print the rows of a suite. Returns the name of the images and the rows."""
+    """Measure and print the rows of a suite. Returns the name of the data set and the rows."""
     name, train, test, pictures = images()
     peer.imported("algorithms")
     console.print(described(machine(used, name)), style="dim")
@@ -127,7 +127,7 @@ def against_learn2learn(chosen: argparse.Namespace, used: hardware.Hardware, con
 
 
 def against_itself(suite: str, used: hardware.Hardware, console: Console) -> tuple[str, list[Pair]]:
-    """Measure and print the pairs of a suite. Returns the name of the images and the pairs."""
+    """Measure and print the pairs of a suite. Returns the name of the data set and the pairs."""
     make, repeats, name = benchmark_processes.SUITES[suite]
     console.print(described(machine(used, name)), style="dim")
     pairs = []
@@ -140,19 +140,19 @@ def against_itself(suite: str, used: hardware.Hardware, console: Console) -> tup
 
 
 def described(about: dict[str, Any]) -> str:
-    """One line about the machine."""
+    """One line that describes the machine."""
     return " | ".join(f"{key} {value}" for key, value in about.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
+    """Run the chosen suite, print its results and write them to the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     suites = [*SUITES, *benchmark_processes.SUITES]
     parser.add_argument("--suite", choices=suites, default="quick", help="quick: under two minutes on two cores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows there")
-    parser.add_argument("--device", default="auto", help="as hardware.device; busy and startup run on the processor")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our side")
-    parser.add_argument("--task-chunk", type=int, help="tasks computed at once on our side; as hardware.task_chunk")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and results to this file")
+    parser.add_argument("--device", default="auto", help="as hardware.device; busy and startup always run on the CPU")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of fsl")
+    parser.add_argument("--task-chunk", type=int, help="tasks that fsl computes at once; as hardware.task_chunk")
     chosen = parser.parse_args(arguments)
     console = Console()
     rows: Sequence[Row | Pair]

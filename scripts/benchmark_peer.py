@@ -1,4 +1,4 @@
-"""The side of `scripts/benchmark.py` that is learn2learn 0.2.0, used the way its own examples use it."""
+"""The learn2learn 0.2.0 side of `scripts/benchmark.py`, used as in learn2learn's own examples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fsl_cli.optional import learn2learn
 
 
 def imported(module: str) -> Any:
-    """``learn2learn.<module>``."""
+    """Import ``learn2learn.<module>``."""
     return learn2learn(module, needed_for="scripts/benchmark.py")
 
 
 def omniglot_net(classifier: nn.Module, ways: int, device: torch.device) -> Any:
-    """Its network for Omniglot, with the weights of ``classifier``."""
+    """learn2learn's network for Omniglot, with the weights of ``classifier``."""
     net = imported("vision.models").OmniglotCNN(ways)
     mine = dict(classifier.named_parameters())
     with torch.no_grad():
@@ -37,12 +37,12 @@ def omniglot_net(classifier: nn.Module, ways: int, device: torch.device) -> Any:
 
 
 def meta_learner(net: nn.Module, inner_lr: float) -> Any:
-    """Its MAML, second order."""
+    """learn2learn's second-order MAML."""
     return imported("algorithms").MAML(net, lr=inner_lr, first_order=False)
 
 
 def meta_step(maml: Any, episodes: Episodes, steps: int) -> float:
-    """One outer gradient, one task after the other as in its ``examples/vision/maml_omniglot.py``. Returns the mean loss."""
+    """Outer gradient, one task at a time as in learn2learn's ``examples/vision/maml_omniglot.py``. Returns the mean loss."""
     maml.zero_grad()
     total = 0.0
     for task in range(len(episodes)):
@@ -58,11 +58,11 @@ def meta_step(maml: Any, episodes: Episodes, steps: int) -> float:
 
 
 def write_pictures(images: ClassImages, folder: Path) -> None:
-    """Image files as Omniglot has them, black on white, half of the classes in each archive, and the index of labels.
+    """Write image files in Omniglot's layout, black on white, half of the classes per archive, and learn2learn's label index.
 
     Args:
-        images: grey images.
-        folder: where; must not hold any.
+        images: greyscale images.
+        folder: output folder; must not contain such files yet.
     """
     labels: list[int] = []
     for index, (count, offset) in enumerate(zip(images.counts, images.offsets, strict=True)):
@@ -79,12 +79,12 @@ def write_pictures(images: ClassImages, folder: Path) -> None:
 
 
 def tasks(folder: Path, task: Task, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
-    """Its Omniglot pipeline, as in its ``omniglot_tasksets``.
+    """learn2learn's Omniglot pipeline, as in its ``omniglot_tasksets``.
 
     Args:
-        folder: made by `write_pictures`.
+        folder: written by `write_pictures`.
         task: shape of a task.
-        device: where the tensors are moved, as its examples do.
+        device: device to which the tensors are moved, as in learn2learn's examples.
 
     Returns:
         A function that draws one task: support images and labels, query images and labels.
@@ -92,7 +92,7 @@ def tasks(folder: Path, task: Task, device: torch.device) -> Callable[[], tuple[
     from torchvision import transforms
     from torchvision.datasets.omniglot import Omniglot
 
-    # It wants the archives as well, with their official checksums.
+    # torchvision also checks for the archives, with their official checksums.
     Omniglot._check_integrity = lambda self: True
     data, vision = imported("data"), imported("vision")
     steps = [transforms.Resize(28, interpolation=Image.Resampling.LANCZOS), transforms.ToTensor(), lambda x: 1.0 - x]
@@ -118,7 +118,7 @@ def tasks(folder: Path, task: Task, device: torch.device) -> Callable[[], tuple[
 
 
 def prototypical_accuracy(features: nn.Module, drawn: tuple[Tensor, ...]) -> float:
-    """Accuracy of one task, as in its ``examples/vision/protonet_miniimagenet.py``."""
+    """Accuracy of one task, as in learn2learn's ``examples/vision/protonet_miniimagenet.py``."""
     support_x, support_y, query_x, query_y = drawn
     with torch.no_grad():
         embedded = features(torch.cat([support_x, query_x]))

@@ -1,9 +1,9 @@
-"""Rows of `scripts/benchmark.py` that need processes of their own: waiting threads beside other work, and the start of a run.
+"""Rows of `scripts/benchmark.py` that need separate processes: waiting threads on a busy machine, and starting a run.
 
     python scripts/benchmark.py --suite busy       # OMP_WAIT_POLICY=passive, which fsl sets, against OpenMP's default
     python scripts/benchmark.py --suite startup    # from `fsl train` to the end of the first iteration
 
-The two sides of a row take turns, after one turn that is not counted; figures are medians.
+The two sides of a row alternate, after one warm-up turn; times are medians.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-Change = Mapping[str, str | None]  # environment variables; None: not set
+Change = Mapping[str, str | None]  # environment variables; None: unset
 POLICY = "OMP_WAIT_POLICY"
 
-# torch comes first: OpenMP reads its variables when it is loaded, before fsl_cli could set one.
+# torch is imported first: OpenMP reads its environment variables when loaded, before fsl_cli can set one.
 STEP = """
 import sys, time
 import torch
@@ -45,7 +45,7 @@ for _ in sys.stdin:
 
 BUSY = "while True: pass"
 
-# What `fsl train` does, stopped after the first iteration. Prints the processor time of the process and of those it waited for.
+# Runs `fsl train` up to the end of the first iteration and prints the CPU time of the process and its finished children.
 START = """
 import os, sys
 from fsl_cli import cli
@@ -66,7 +66,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison of two sides: their names, their median seconds, and how many times longer the second one takes."""
+    """One comparison of two sides: their names, their median seconds, and the ratio of the second to the first."""
 
     name: str
     what: str
@@ -76,7 +76,7 @@ class Pair:
 
 
 def in_turns(name: str, what: str, sides: Mapping[str, Callable[[], float]], repeats: int) -> Pair:
-    """Median of the seconds that each of two sides reports, measured in turns; the first turn is not counted."""
+    """Compare the median seconds that two sides report in alternating runs, after one warm-up turn."""
     turns = [[side() for side in sides.values()] for _ in range(repeats + 1)][1:]
     first, second = (statistics.median(each) for each in zip(*turns, strict=True))
     one, other = sides
@@ -84,27 +84,27 @@ def in_turns(name: str, what: str, sides: Mapping[str, Callable[[], float]], rep
 
 
 def busy(repeats: int) -> Iterator[Pair]:
-    """A training step alone and beside a process that never rests, with both policies of waiting threads."""
+    """A training step alone and next to a busy process, with both policies for waiting threads."""
     policies: dict[str, Change] = {"passive": {POLICY: "passive"}, "default": {POLICY: None}}
     with ExitStack() as stack:
         sides = {name: stack.enter_context(_worker(change)) for name, change in policies.items()}
         what = "a training step of MAML (4 tasks, 5-way 1-shot, 15 queries, 1 inner step)"
-        yield in_turns("step_quiet", f"{what}, nothing beside it", sides, repeats)
+        yield in_turns("step_quiet", f"{what}, on an idle machine", sides, repeats)
         with _busy_process():
-            yield in_turns("step_busy", f"{what}, beside a process that never rests", sides, repeats)
+            yield in_turns("step_busy", f"{what}, next to a busy process", sides, repeats)
 
 
 def startup(repeats: int) -> Iterator[Pair]:
-    """Processor time from the command to the end of the first iteration, W&B disabled, caches warm."""
+    """CPU time from the command to the end of the first iteration, with W&B disabled and warm caches."""
     with tempfile.TemporaryDirectory() as scratch:
         compiled: Change = {"PYTHONPYCACHEPREFIX": f"{scratch}/bytecode", "PYTHONDONTWRITEBYTECODE": None}
         none = {"PYTHONPYCACHEPREFIX": f"{scratch}/none", "PYTHONDONTWRITEBYTECODE": "1"}
         sides = {"with bytecode": lambda: first_iteration(compiled), "without": lambda: first_iteration(none)}
-        yield in_turns("startup", "processor time from `fsl train` to the end of the first iteration", sides, repeats)
+        yield in_turns("startup", "CPU time from `fsl train` to the end of the first iteration", sides, repeats)
 
 
 def first_iteration(change: Change) -> float:
-    """Processor seconds of one run, up to the end of its first iteration."""
+    """CPU seconds of one run, up to the end of its first iteration."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["algo=protonet", "dataset=glyphs", "hardware.device=cpu", "wandb.mode=disabled", f"hydra.run.dir={folder}/run"]
         command = [sys.executable, "-c", START, "train", *words]
@@ -117,7 +117,7 @@ SUITES = {"busy": (busy, 15, "random"), "startup": (startup, 5, "glyphs")}  # ro
 
 @contextmanager
 def _worker(change: Change) -> Iterator[Callable[[], float]]:
-    """A process that has built a training; calling what is yielded makes it take one step and gives its seconds."""
+    """Start a process that can train; yields a function that makes it take one training step and returns its seconds."""
     with subprocess.Popen(
         [sys.executable, "-c", STEP], env=_environment(change), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -142,7 +142,7 @@ def _busy_process() -> Iterator[None]:
 
 
 def _environment(change: Change) -> dict[str, str]:
-    """The environment of this process with some variables changed, in which the same modules are found."""
+    """The environment of this process with some variables changed and the same module search path."""
     path = os.pathsep.join([os.path.dirname(os.path.abspath(__file__)), *filter(None, sys.path)])
     changed = {**os.environ, "PYTHONPATH": path, **change}
     return {name: value for name, value in changed.items() if value is not None}

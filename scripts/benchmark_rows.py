@@ -1,4 +1,4 @@
-"""What is compared: the rows of `scripts/benchmark.py`."""
+"""The comparisons (rows) of `scripts/benchmark.py`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ INNER_LR = 0.4
 
 @dataclass(frozen=True)
 class Bench:
-    """What the rows share.
+    """The settings shared by all rows.
 
     Attributes:
         used: device, precision and chunk.
         repeats: timed runs of each side.
         train: classes for training episodes.
         test: classes for test episodes.
-        pictures: folder of image files for the peer's own pipeline.
-        task_chunk: tasks computed at once on our side; None: as `fsl train` chooses.
+        pictures: folder of image files for learn2learn's pipeline.
+        task_chunk: tasks that fsl computes at once; None: as chosen by `fsl train`.
     """
 
     used: hardware.Hardware
@@ -46,7 +46,7 @@ class Bench:
     task_chunk: int | None = None
 
     def hardware_for(self, task: Task) -> hardware.Hardware:
-        """With the number of tasks at once that `fsl train` would choose."""
+        """The hardware settings, with the number of tasks at once that `fsl train` would choose."""
         pixels = task.ways * (task.shots + task.queries) * math.prod(self.train.image_shape)
         return replace(self.used, task_chunk=self.task_chunk or hardware.automatic_chunk(self.used.device, pixels))
 
@@ -56,15 +56,15 @@ class Bench:
 
 
 def maml(bench: Bench, ways: int, steps: int, **options: Any) -> MAML:
-    """MAML on Conv4 as it is trained by default, with ``steps`` inner steps."""
+    """MAML on Conv4 with default options and ``steps`` inner steps."""
     torch.manual_seed(0)
     algorithm = MAML(Conv4((1, 28, 28)), 64, ways, inner_steps=steps, inner_lr=INNER_LR, **options)
-    torch.nn.init.normal_(algorithm.net.head.weight)  # at zero the first step would be easier than the others
+    torch.nn.init.normal_(algorithm.net.head.weight)  # with a zero head the first step would need less work
     return algorithm.to(bench.used.device)
 
 
 def outer_gradient(used: hardware.Hardware, algorithm: MAML, episodes: Episodes) -> float:
-    """As `fsl_cli.training.Training` does it, a chunk at a time. Returns the mean loss."""
+    """Outer gradient, one chunk at a time as in `fsl_cli.training.Training`. Returns the mean loss."""
     algorithm.zero_grad()
     total = 0.0
     for chunk in episodes.split(used.task_chunk):
@@ -76,7 +76,7 @@ def outer_gradient(used: hardware.Hardware, algorithm: MAML, episodes: Episodes)
 
 
 def meta_step(bench: Bench, name: str, task: Task, steps: int, tasks: int = 32) -> Row:
-    """Loss and outer gradient of the same episodes."""
+    """Loss and outer gradient of the same episodes on both sides."""
     episodes = EpisodeSampler(bench.train, "train", task, 0, bench.used.device).batch(0, tasks)
     algorithm = maml(bench, task.ways, steps)
     theirs = peer.meta_learner(peer.omniglot_net(algorithm.net, task.ways, bench.used.device), INNER_LR)
@@ -95,13 +95,13 @@ def meta_step(bench: Bench, name: str, task: Task, steps: int, tasks: int = 32) 
 
 
 def must_agree(name: str, mine: float, other: float) -> None:
-    """Both sides compute the same thing, to the rounding of many float32 steps."""
+    """Exit if the losses of the two sides differ by more than the rounding errors of many float32 steps."""
     if abs(mine - other) > 1e-2 * abs(other):
-        raise SystemExit(f"{name}: not the same numbers, loss {mine} here and {other} there")
+        raise SystemExit(f"{name}: the losses differ, fsl {mine} and learn2learn {other}")
 
 
 def iteration_with_data(bench: Bench) -> Row:
-    """A whole iteration of training, each with its own data."""
+    """A complete training iteration, each side with its own data pipeline."""
     task, steps = Task(5, 1, 1), 5
     algorithm = maml(bench, task.ways, steps)
     theirs = peer.meta_learner(peer.omniglot_net(algorithm.net, task.ways, bench.used.device), INNER_LR)
@@ -123,7 +123,7 @@ def iteration_with_data(bench: Bench) -> Row:
 
 
 def sampling(bench: Bench) -> Row:
-    """Drawing episodes, as tensors on the device."""
+    """Sampling episodes as tensors on the device."""
     task = Task(5, 1, 1)
     sampler = EpisodeSampler(bench.train, "train", task, 0, bench.used.device)
     draw = peer.tasks(bench.pictures, task, bench.used.device)
@@ -160,13 +160,13 @@ def proto_eval(bench: Bench) -> Row:
 
 
 def inner_steps_memory(bench: Bench, queries: int) -> Row:
-    """20 inner steps from checkpoints against a single step: both sides are ours."""
+    """20 inner steps with gradient checkpointing against a single step; both sides are fsl."""
     task = Task(5, 1, queries)
     used = bench.hardware_for(task)
     episodes = EpisodeSampler(bench.train, "train", task, 0, used.device).batch(0, used.task_chunk)
     twenty, one = maml(bench, 5, 20, checkpoint_inner=True), maml(bench, 5, 1)
     runs = [lambda: outer_gradient(used, twenty, episodes), lambda: outer_gradient(used, one, episodes)]
-    what = f"{task}, {used.task_chunk} tasks: 20 steps with checkpoint_inner, and in the place of learn2learn ours with 1 step"
+    what = f"{task}, {used.task_chunk} tasks: 20 steps with checkpoint_inner; instead of learn2learn, fsl with 1 step"
     return bench.compare(f"checkpoint_inner_{queries}query", what, *runs)
 
 
@@ -180,7 +180,7 @@ def quick(bench: Bench) -> Iterator[Row]:
 
 
 def full(bench: Bench) -> Iterator[Row]:
-    """Those and more sizes."""
+    """The rows of the README and other task sizes."""
     yield from quick(bench)
     yield meta_step(bench, "meta_step_1step_1query", Task(5, 1, 1), 1)
     yield meta_step(bench, "meta_step_1step_15query", Task(5, 1, 15), 1)
@@ -195,7 +195,7 @@ SUITES = {"quick": (quick, 3), "full": (full, 7)}
 
 
 def settings() -> TrainSettings:
-    """Settings of an ordinary training."""
+    """Ordinary training settings."""
     return TrainSettings(
         iterations=60_000,
         meta_batch=32,

@@ -1,4 +1,4 @@
-"""Time and memory of two sides, measured in turns."""
+"""Time and memory of two sides, measured in alternating runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: median seconds of both sides, how many times faster ours is, and MiB of tensors."""
+    """One comparison: median seconds of both sides, the peer's seconds divided by ours, and peak tensor memory in MiB."""
 
     name: str
     what: str
@@ -41,17 +41,17 @@ def compare(
     times: float = 1,
     theirs_small: Run | None = None,
 ) -> Row:
-    """Time both sides in turns, then measure their memory.
+    """Time both sides in alternating runs, then measure their memory.
 
     Args:
-        name: of the row.
-        what: is compared, for people.
-        ours: our side.
-        theirs: the peer's.
-        repeats: timed runs of each.
-        device: where they run.
-        times: the peer's seconds are multiplied by it.
-        theirs_small: a run of the peer that takes less time and has the same peak of memory.
+        name: name of the row.
+        what: description of the comparison.
+        ours: a run of fsl.
+        theirs: a run of the peer.
+        repeats: timed runs of each side.
+        device: device of both sides.
+        times: factor for the peer's seconds, if it does only a part of the work.
+        theirs_small: a shorter run of the peer with the same peak memory.
     """
     mine, other = alternate([ours, theirs], repeats, device)
     return Row(
@@ -60,7 +60,7 @@ def compare(
 
 
 def alternate(runs: list[Run], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each run, measured in turns."""
+    """Median seconds of each run; the runs alternate, after one warm-up turn."""
     seconds: list[list[float]] = [[] for _ in runs]
     for turn in range(repeats + 1):
         for run, measured in zip(runs, seconds, strict=True):
@@ -74,13 +74,13 @@ def alternate(runs: list[Run], repeats: int, device: torch.device) -> list[float
 
 
 def wait_for(device: torch.device) -> None:
-    """Until everything that was started on the device is done."""
+    """Wait until all work on the device is finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_mb(run: Run, device: torch.device) -> float:
-    """Largest amount of tensor memory at any moment of a run, above what was there before, in MiB."""
+    """Peak tensor memory during a run in MiB, in addition to the memory allocated before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -102,7 +102,7 @@ def peak_mb(run: Run, device: torch.device) -> float:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """The profiler's library reports its start and end there, whatever its log level."""
+    """Discard standard error, where the profiler's library reports its start and end at any log level."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

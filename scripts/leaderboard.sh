@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train every method for the same wall-clock time, test all of them on the same episodes, end with one table.
+# Train every method for the same wall-clock time, test all of them on the same episodes, and print one table.
 #
 #   scripts/leaderboard.sh [--jobs N] [methods=a,b] [minutes=10] [episodes=1000] [out=FOLDER] [any override of fsl train]
 #
-# A method is a name of `fsl ls algo`, with overrides of its own behind +: methods=maml,maml+algo.inner_steps=5,protonet.
-# N methods run at a time, each on its share of the cores. Start it again with the same words and it goes on: finished
-# rows are kept, an interrupted one continues from its last checkpoint. Without data set and task: Omniglot, 5-way 1-shot.
+# A method is a name from `fsl ls algo`, with its own overrides after +: methods=maml,maml+algo.inner_steps=5,protonet.
+# N methods run in parallel and share the cores. Repeat an interrupted command to continue it: finished rows are kept,
+# an interrupted run resumes from its last checkpoint. The default task is Omniglot, 5-way 1-shot.
 #
 #   scripts/leaderboard.sh --jobs 2
 #   scripts/leaderboard.sh methods=maml,protonet minutes=2 dataset=glyphs task.shots=5 out=outputs/leaderboard/glyphs
@@ -14,7 +14,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 fsl=${FSL:-$(PATH="$here/.venv/bin:$PATH" command -v fsl)} || { echo "error: fsl is not installed (run: make setup)" >&2; exit 2; }
 python=$(dirname "$fsl")/python
-[ -x "$python" ] || python=$(sed -n '1s/^#! *//p' "$fsl") # installed for a user alone, it lies elsewhere
+[ -x "$python" ] || python=$(sed -n '1s/^#! *//p' "$fsl") # in a user installation, python is in another folder
 
 jobs=1 minutes=10 episodes=1000 out='' methods='' overrides=()
 while [ $# -gt 0 ]; do
@@ -41,14 +41,14 @@ common=("train.max_minutes=$minutes" train.iterations=1000000000 train.schedule_
 case $given in *" hardware.threads="*) ;; *) common+=("hardware.threads=$threads") ;; esac
 common+=(${overrides[@]+"${overrides[@]}"})
 if [ -z "$methods" ]; then
-  # Without learning there is nothing to spend minutes on.
+  # nearest does not learn: one iteration is enough.
   methods=$("$fsl" ls algo | cut -f1 | sed -n 's/^algo=//p' | sed '/^nearest$/d' | paste -sd, -)
   [ -n "$methods" ] || { echo "error: fsl ls algo names no method (run: fsl doctor)" >&2; exit 2; }
   methods+=,nearest+train.iterations=1,nearest+algo.space=network+train.iterations=1
 fi
 every=() part=''
 IFS=, read -ra words <<<"$methods"
-for word in "${words[@]}"; do # a comma in brackets belongs to a list: test_inner_steps=[0,1]
+for word in "${words[@]}"; do # a comma inside brackets is part of a list: test_inner_steps=[0,1]
   part+=${part:+,}$word
   opened=${part//[^\[]/} closed=${part//[^\]]/}
   [ ${#opened} -gt ${#closed} ] || { every+=("$part"); part=''; }
@@ -59,7 +59,7 @@ out=${out:-outputs/leaderboard/${name}_${minutes}min}
 mkdir -p "$out" || exit 2
 out=$(cd "$out" && pwd)
 
-# Rows of other settings beside each other would not be a comparison.
+# Rows with different settings are not comparable.
 if [ -e "$out/settings" ] && ! diff -q "$out/settings" <(printf '%s\n' "${common[@]}") >/dev/null; then
   echo "error: $out: holds rows with other settings ($(paste -sd' ' - <"$out/settings")): use another out=" >&2
   exit 2
@@ -68,11 +68,11 @@ printf '%s\n' "${common[@]}" >"$out/settings"
 
 row_folder() { printf '%s/%s' "$out" "$(printf '%s' "$1" | tr -c 'A-Za-z0-9._-' _)"; }
 is_done() { grep -q '"state": "done"' "$1/status.json" 2>/dev/null; }
-train() { # one method: its name and its own overrides, in its folder
+train() { # train one method, given as its name and its own overrides, in its folder
   local folder own
   folder=$(row_folder "$1")
   IFS=+ read -ra own <<<"$1"
-  trap 'kill $! 2>/dev/null; wait; exit 143' TERM # or the training would go on by itself
+  trap 'kill $! 2>/dev/null; wait; exit 143' TERM # otherwise training would continue in the background
   "$fsl" train "algo=${own[0]}" "${common[@]}" "${own[@]:1}" "hydra.run.dir=$folder" resume=auto >"$folder.log" 2>&1 &
   wait $! || { echo "$1: $(grep '^error: ' "$folder.log" | tail -1 || true) (see $folder.log)" >&2; "$python" -m fsl_cli.results.refused "$folder" "$folder.log"; }
   echo "== $1  $(grep '^test ' "$folder.log" | tail -1)"

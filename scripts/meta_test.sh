@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Meta-test every run at every task and end with one table (Markdown and CSV).
+# Meta-test every run on every task and print one table (also as Markdown and CSV).
 #
 #   scripts/meta_test.sh RUN... [ways=5,20] [shots=1,5] [episodes=1000] [out=FOLDER] [any override of fsl eval]
 #
-# RUN is a run folder, a sweep folder (all its jobs) or a quoted glob. What fails is a line of the table that says why;
-# the exit status is 1 if anything failed, 2 if nothing could be tried.
+# RUN is a run folder, a sweep folder (all its jobs) or a quoted glob. A failed test has a row with the reason;
+# the exit status is 1 if any test failed, 2 if none could be started.
 #
 #   scripts/meta_test.sh outputs/train/2026-* ways=5,20 shots=1,5
 #   scripts/meta_test.sh outputs/sweep/2026-11-21_10-00-00 shots=1 episodes=500 algo.batch_norm=inductive
@@ -13,11 +13,11 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 fsl=${FSL:-$(PATH="$here/.venv/bin:$PATH" command -v fsl)} || { echo "error: fsl is not installed (run: make setup)" >&2; exit 2; }
 python=$(dirname "$fsl")/python
-[ -x "$python" ] || python=$(sed -n '1s/^#! *//p' "$fsl") # installed for a user alone, it lies elsewhere
+[ -x "$python" ] || python=$(sed -n '1s/^#! *//p' "$fsl") # in a user installation, python is in another folder
 
 ways=5 shots=1 episodes=1000 out=outputs/meta_test/$(date +%Y-%m-%d_%H-%M-%S)
 runs=() overrides=()
-add_run() { # a run folder, or the jobs of a sweep
+add_run() { # add a run folder, or all jobs of a sweep
   if [ ! -e "$1/config.yaml" ] && compgen -G "$1/[0-9]*" >/dev/null; then
     while IFS= read -r job; do runs+=("$job"); done < <(find "$1" -maxdepth 1 -type d -name '[0-9]*' | sort -V)
   else
@@ -37,7 +37,7 @@ for word in "$@"; do
       elif [[ $word == *=* ]]; then
         overrides+=("$word")
       else
-        add_run "$word" # which is not there, as its row is going to say
+        add_run "$word" # it does not exist: its row will report the error
       fi ;;
   esac
 done
@@ -50,7 +50,7 @@ if [ -n "$(ls -A "$out" 2>/dev/null)" ]; then
   exit 2
 fi
 mkdir -p "$out" || exit 2
-trap 'exit 130' INT TERM # fsl itself ends as a program does that was asked to
+trap 'exit 130' INT TERM # fsl handles the signal and exits by itself, after which bash would continue
 
 number=0 rows=()
 for run in "${runs[@]}"; do

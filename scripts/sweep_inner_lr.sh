@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A hyper-parameter sweep: which inner step size does MAML want, over three seeds? Ends with one table.
+# A hyper-parameter sweep over MAML's inner step size, with three seeds each. Prints one table at the end.
 #
 #   scripts/sweep_inner_lr.sh [any override of fsl train]
 #
@@ -12,7 +12,7 @@ case ${1:-} in -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exi
 fsl=${FSL:-$(PATH="$here/.venv/bin:$PATH" command -v fsl)} || { echo "error: fsl is not installed (run: make setup)" >&2; exit 2; }
 
 settings=()
-default() { # a setting, unless the command line has its own
+default() { # add a default setting unless it is on the command line
   case " $given " in *" ${1%%=*}="*) ;; *) settings+=("$1") ;; esac
 }
 given="$*"
