@@ -22,7 +22,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _planned(words: Sequence[str]) -> TestJob:
     parsed = overrides.parse(words)
-    runs = [str(each.value()) for each in parsed if each.key_or_group == "run"]
+    runs = [each for each in parsed if each.key_or_group == "run"]
     if not runs:
         raise FslError("is missing", where="run", hint=f"fsl eval run=FOLDER; {known_runs()}")
-    return plan_test(runs[0], [word for word, each in zip(words, parsed, strict=True) if each.key_or_group != "run"])
+    if runs[0].is_sweep_override():
+        raise FslError("names several runs", where=str(runs[0].input_line), hint="test one at a time")
+    return plan_test(
+        str(runs[0].value()), [word for word, each in zip(words, parsed, strict=True) if each.key_or_group != "run"]
+    )

@@ -22,7 +22,15 @@ from fsl_cli.errors import FslError, Problems, raise_all
 from fsl_cli.results.files import check_writable
 from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.settings import overrides
-from fsl_cli.settings.compose import Composer, has_own_sweeper, job_folder, run_folder, sweep_folder, without_hydra
+from fsl_cli.settings.compose import (
+    Composer,
+    grid_of_sweeper,
+    has_own_sweeper,
+    job_folder,
+    run_folder,
+    sweep_folder,
+    without_hydra,
+)
 from fsl_cli.settings.resolve import resolve, validate
 from fsl_cli.settings.schema import Settings
 from fsl_cli.show import console
@@ -107,7 +115,8 @@ def plan_sweep(words: Sequence[str]) -> Plan:
     folder = sweep_folder(sweep)
     check_writable(folder)
     sweep.hydra.sweep.dir = str(folder)
-    of_jobs = [each for each in parsed if not overrides.is_hydras(each)]
+    of_sweeper = composer.parse(grid_of_sweeper(sweep))
+    of_jobs = of_sweeper + [each for each in parsed if not overrides.is_hydras(each)]
     jobs = [] if has_own_sweeper(sweep) else _jobs(composer, sweep, folder, command, overrides.jobs(of_jobs))
     return Plan(composer, sweep, jobs, folder, command)
 

@@ -113,7 +113,9 @@ def plan_test(run: str | os.PathLike[str], words: Sequence[str]) -> TestJob:
     trained = open_run(run, [word for word in words if word not in own])
     if trained.settings.eval.episodes == 0:
         raise FslError("0 is not valid: there is nothing else to do", where="eval.episodes", hint="use at least 2")
-    folder = run_folder(Composer("eval").compose(own))
+    config = Composer("eval").compose(own)
+    config.run = os.fspath(run)  # the name of the folder may have ${run} in it
+    folder = run_folder(config)
     check_writable(folder)
     RunFolder(folder).check_free("choose another hydra.run.dir")
     return TestJob(trained, folder, shlex.join(["fsl", "eval", f"run={run}", *words]))

@@ -89,6 +89,8 @@ class Composer:
         config = self._with_hydra(lambda hydra: self._loader.load_sweep_config(sweep, list(overrides)))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
+        job_folder(config)  # reads the clock where the name of the folder has the time in it; the start must not read another
+        OmegaConf.copy_cache(from_config=config, to_config=self._loader.composed[tuple(overrides)])
         return config
 
     def parse(self, words: Sequence[str]) -> list[Override]:
@@ -169,7 +171,7 @@ class Composer:
     def _with_hydra(self, work: Callable[[Hydra], T]) -> T:
         try:
             return work(self._hydra())
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:  # OmegaConf asserts some of it
             reason = first_line(error.__cause__ or error)
             raise FslError(reason, where="configuration", hint=f"see fsl {self.config_name} --help") from error
         finally:
@@ -177,18 +179,29 @@ class Composer:
 
 
 def run_folder(config: DictConfig) -> Path:
-    """The folder that a run is going to write to."""
-    return Path(str(config.hydra.run.dir)).absolute()
+    """The folder that a run is going to write to.
+
+    Raises:
+        FslError: its name refers to something that does not exist.
+    """
+    return Path(_value(config, "hydra.run.dir")).absolute()
 
 
 def sweep_folder(config: DictConfig) -> Path:
-    """The folder of a sweep."""
-    return Path(str(config.hydra.sweep.dir)).absolute()
+    """The folder of a sweep; raises as `run_folder`."""
+    return Path(_value(config, "hydra.sweep.dir")).absolute()
 
 
 def job_folder(config: DictConfig) -> Path:
-    """The folder that a job of a sweep is going to write to."""
-    return sweep_folder(config) / str(config.hydra.sweep.subdir)
+    """The folder that a job of a sweep is going to write to; raises as `run_folder`."""
+    return sweep_folder(config) / _value(config, "hydra.sweep.subdir")
+
+
+def _value(config: DictConfig, key: str) -> str:
+    try:
+        return str(OmegaConf.select(config, key, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise FslError(first_line(error), where=key) from error
 
 
 def current_job() -> tuple[Path, int, list[str]]:
@@ -200,6 +213,11 @@ def current_job() -> tuple[Path, int, list[str]]:
 def has_own_sweeper(config: DictConfig) -> bool:
     """Whether a sweep's jobs are chosen by a sweeper that is not Hydra's grid, such as Optuna's."""
     return config.hydra.sweeper._target_ != BASIC_SWEEPER
+
+
+def grid_of_sweeper(config: DictConfig) -> list[str]:
+    """The overrides that Hydra's grid puts before those of the command line: ``hydra.sweeper.params`` of a configuration."""
+    return [] if has_own_sweeper(config) else [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

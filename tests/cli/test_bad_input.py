@@ -40,9 +40,13 @@ CASES = {
     "sweep without -m": (["train", "algo=maml,protonet"], "add -m to run them all"),
     "resume": (["train", "resume=nowhere"], "resume=nowhere: there is no such checkpoint"),
     "no run": (["eval"], "run: is missing (fsl eval run=FOLDER"),
+    "several runs": (["eval", "run=a,b"], "run=a,b: names several runs (test one at a time)"),
     "no run there": (["eval", "run=nowhere"], "is not a run folder: it does not exist"),
     "ls": (["ls", "algos"], "there is no group algos (did you mean algo?"),
     "doctor": (["doctor", "please"], "takes no arguments"),
+    "name of the folder": (["train", "hydra.run.dir=${algo.nme}"], "hydra.run.dir: Interpolation key 'algo.nme' not found"),
+    "name of a job": (["train", "-m", "hydra.sweep.subdir=${nme}"], "hydra.sweep.subdir: Interpolation key 'nme' not found"),
+    "grid": (["train", "-m", "+hydra.sweeper.params.seed=1"], "configuration: Unexpected type for root"),
     "file in the way": (["train", "hydra.run.dir=/dev/null/run"], "/dev/null/run: cannot be written"),
 }
 

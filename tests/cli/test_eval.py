@@ -105,6 +105,12 @@ def test_results_go_to_a_folder_of_their_own_by_default(small, fsl, tmp_path):
     assert results(found) == before
 
 
+def test_the_folder_may_be_named_after_the_run(small, fsl, tmp_path):
+    run = small("run")
+    assert fsl("eval", f"run={run}", "hydra.run.dir=${run}/again").code == 0
+    assert results(run / "again") == results(run)
+
+
 def test_folders_of_this_machine_win_over_those_of_the_one_that_trained(small, fsl, tmp_path, monkeypatch):
     small("first")  # from here on there is a pack to copy, which is faster than packing anew
     others = shutil.ignore_patterns("omniglot*")

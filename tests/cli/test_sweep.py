@@ -152,6 +152,27 @@ def test_a_folder_with_a_clock_of_its_own_is_read_once(fsl, tmp_path):
     assert [row["state"] for row in rows_of(folder)] == ["done", "done"]
 
 
+def test_the_folder_of_a_job_may_have_the_time_in_its_name(fsl, tmp_path):
+    folder = tmp_path / "sweep"
+    name = "hydra.sweep.subdir='${hydra.job.num}_${now:%S-%f}'"
+    outcome = fsl("train", "-m", *merged(("seed=0,1", f"hydra.sweep.dir={folder}", name)))
+    assert outcome.code == 0, outcome.err
+    assert [row["state"] for row in rows_of(folder)] == ["done", "done"]
+    assert [path.name for path in sorted(folder.iterdir()) if path.is_dir()] == [row["run"] for row in rows_of(folder)]
+
+
+def test_a_grid_that_an_experiment_names_is_run_as_it_says(fsl, tmp_path, monkeypatch):
+    folder = tmp_path / "sweep"
+    experiment = tmp_path / "mine" / "conf" / "experiment" / "grid.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text("# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 5,6\n")
+    monkeypatch.setenv("FSL_PLUGINS", str(tmp_path / "mine"))
+    outcome = fsl("train", "-m", *merged(("experiment=grid", "eval.seed=3,4", f"hydra.sweep.dir={folder}")))
+    assert outcome.code == 0, outcome.err
+    assert [(row["seed"], row["eval.seed"]) for row in rows_of(folder)] == [("5", "3"), ("5", "4"), ("6", "3"), ("6", "4")]
+    assert [results(folder / str(number))["seed"] for number in range(4)] == [5, 5, 6, 6]
+
+
 def test_a_sweep_that_would_overwrite_older_runs_is_refused(fsl, tmp_path):
     words = merged(("seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
     assert fsl("train", "-m", *words).code == 0
