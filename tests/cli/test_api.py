@@ -11,7 +11,7 @@ import torch
 from command_line import merged, metrics, results
 
 import fsl_cli
-from fsl_cli.episodes import Classification, Episodes
+from fsl_cli.episodes import Classification, Episodes, EpisodeSampler
 from fsl_cli.episodes.episodes import Examples
 
 
@@ -71,6 +71,15 @@ def test_a_model_predicts_what_the_test_predicts(run):
         np.testing.assert_allclose(answer.outputs, logits[each], rtol=1e-4, atol=1e-5)
         assert answer.labels == [str(names[index]) for index in logits[each].argmax(-1)]
         np.testing.assert_allclose(answer.probabilities, logits[each].softmax(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_has_the_episodes_of_its_run_and_the_modes_of_a_test(run):
+    model, other = (fsl_cli.load(run[0], words) for words in ([], ["eval.seed=5"]))
+    assert not any(each.training for each in model.algorithm.modules())
+    trained_on = EpisodeSampler(model._parts.dataset.split("train"), "train", model._parts.train_task, model.config["seed"])
+    for each in (model, other):
+        assert torch.equal(each.episodes("train", 2).support.x, trained_on.batch(0, 2).support.x)
+    assert not torch.equal(other.episodes("val", 2).support.x, model.episodes("val", 2).support.x)
 
 
 def test_pixels_in_any_order_and_uneven_shots(run):
