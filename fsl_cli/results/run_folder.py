@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,6 +131,12 @@ class SilentRunFolder(RunFolder):
 
     def forget_results(self) -> None:
         """Do nothing."""
+
+
+def unused(path: Path) -> Path:
+    """``path``, or the same with a number behind it where a run of the same second has that name already."""
+    others = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not RunFolder(each).config.exists())
 
 
 def known_runs(root: Path = Path("outputs/train")) -> str:

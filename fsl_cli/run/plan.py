@@ -20,13 +20,14 @@ from omegaconf import DictConfig
 from fsl_cli.compute import processes
 from fsl_cli.errors import FslError, Problems, raise_all
 from fsl_cli.results.files import check_writable
-from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.results.run_folder import RunFolder, unused
 from fsl_cli.settings import overrides
 from fsl_cli.settings.compose import (
     Composer,
     grid_of_sweeper,
     has_own_sweeper,
     job_folder,
+    named_by_clock,
     run_folder,
     sweep_folder,
     without_hydra,
@@ -94,6 +95,8 @@ def plan_run(words: Sequence[str]) -> Plan:
         raise FslError(f"these overrides make {len(every_job)} jobs", where="fsl train", hint="add -m to run them all")
     config = _composed(composer, words, lambda: composer.compose(words))
     folder = run_folder(config)
+    if config.resume is False and named_by_clock(config):
+        folder = unused(folder)
     job = _checked(config, folder, command, words)
     check_writable(folder)
     config.hydra.run.dir = str(folder)  # a name with the time in it must not change any more

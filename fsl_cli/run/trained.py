@@ -15,13 +15,13 @@ from fsl_cli.errors import FslError
 from fsl_cli.results import checkpoint
 from fsl_cli.results.files import check_writable
 from fsl_cli.results.results import Results
-from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.results.run_folder import RunFolder, unused
 from fsl_cli.run import lines
 from fsl_cli.run.lifecycle import lifecycle
 from fsl_cli.run.meta_test import meta_test
 from fsl_cli.run.parts import Parts, assemble
 from fsl_cli.settings import overrides
-from fsl_cli.settings.compose import Composer, run_folder
+from fsl_cli.settings.compose import Composer, named_by_clock, run_folder
 from fsl_cli.settings.resolve import validate
 from fsl_cli.settings.saved import changed
 from fsl_cli.settings.schema import Settings
@@ -115,7 +115,7 @@ def plan_test(run: str | os.PathLike[str], words: Sequence[str]) -> TestJob:
         raise FslError("0 is not valid: there is nothing else to do", where="eval.episodes", hint="use at least 2")
     config = Composer("eval").compose(own)
     config.run = os.fspath(run)  # the name of the folder may have ${run} in it
-    folder = run_folder(config)
+    folder = unused(run_folder(config)) if named_by_clock(config) else run_folder(config)
     check_writable(folder)
     RunFolder(folder).check_free("choose another hydra.run.dir")
     return TestJob(trained, folder, shlex.join(["fsl", "eval", f"run={run}", *words]))

@@ -187,6 +187,11 @@ def run_folder(config: DictConfig) -> Path:
     return Path(_value(config, "hydra.run.dir")).absolute()
 
 
+def named_by_clock(config: DictConfig) -> bool:
+    """Whether the folder of a run is named after the time, so that nobody expects one name and no other."""
+    return "${now:" in str(OmegaConf.to_container(config.hydra.run, resolve=False)["dir"])  # type: ignore[index, call-overload]
+
+
 def sweep_folder(config: DictConfig) -> Path:
     """The folder of a sweep; raises as `run_folder`."""
     return Path(_value(config, "hydra.sweep.dir")).absolute()

@@ -47,6 +47,17 @@ def test_evaluate_is_the_test_of_the_command_line(run, fsl, tmp_path):
     assert found.to_json() == results(tmp_path / "there") == results(tmp_path / "here")
 
 
+def test_several_runs_of_a_second_get_folders_of_their_own(run, tmp_path):
+    clock = f"hydra.run.dir='{tmp_path}/at_${{now:%Y}}'"  # a year is a long second
+    words = merged(("algo=protonet", "train.iterations=1", clock))
+    trained = [fsl_cli.train(words).folder.name for _ in range(2)]
+    tested = [fsl_cli.evaluate(run[0], [clock]).folder.name for _ in range(2)]
+    year, *others = [*trained, *tested]
+    assert others == [f"{year}_{number}" for number in (2, 3, 4)]
+    with pytest.raises(fsl_cli.FslError, match="already holds a run"):  # a name that somebody has chosen
+        fsl_cli.evaluate(run[0], [f"hydra.run.dir={tmp_path / year}"])
+
+
 def test_problems_are_raised(run, tmp_path):
     with pytest.raises(fsl_cli.FslError, match="algo=protnet: there is no algo protnet"):
         fsl_cli.train(["algo=protnet"])
