@@ -1,4 +1,4 @@
-"""What the tests of methods with a fitted head share: data to learn, broken copies, finite differences."""
+"""Shared by the tests of methods with a fitted head: learnable data, broken copies, finite differences."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TEST = EpisodeSampler(faint_patterns(seed=1), "test", TASK, 0)  # other patterns
 
 
 def normal(*shape: int) -> torch.Tensor:
-    """The same standard normal numbers every time, float64."""
+    """Reproducible standard normal numbers, float64."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
 def shuffled(cls: type[Algorithm]) -> type[Algorithm]:
-    """A broken copy of ``cls``: in training the support labels say nothing about the queries."""
+    """A broken copy of ``cls``: support labels are shuffled in training, so they are unrelated to the queries."""
 
     def loss(self: Algorithm, episodes: Episodes) -> Step:
         labels = torch.stack([each[torch.randperm(len(each))] for each in episodes.support.y])
@@ -42,7 +42,7 @@ def without_gradient(cls: type[Algorithm]) -> type[Algorithm]:
 
 
 def gradient_is_the_finite_difference(algorithm: Algorithm, episodes: Episodes) -> None:
-    """Compare the gradient of the loss with central differences, at the ends of every parameter."""
+    """Compare the gradient of the loss with central differences, for the first and last entry of every parameter."""
     algorithm.loss(episodes).loss.backward()
     for parameter in algorithm.parameters():
         flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)

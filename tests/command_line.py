@@ -1,4 +1,4 @@
-"""The command line as a user would start it, small runs, and what they leave."""
+"""Helpers: run the command line in process, make small runs, and read their files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Run = Callable[..., Outcome]
 
 
 def merged(words: tuple[str, ...]) -> list[str]:
-    """The small settings with these on top; Hydra refuses to set a group twice."""
+    """The small settings overridden by these; a group must not occur twice, which Hydra refuses."""
     given = {word.split("=")[0] for word in words}
     drop = {"backbone.widths"} if "backbone" in given else set()
     return [word for word in SMALL if word.split("=")[0] not in given | drop] + list(words)
@@ -55,13 +55,13 @@ def results(folder: Path) -> dict:
 
 
 def metrics(folder: Path) -> list[dict]:
-    """``metrics.jsonl`` without what depends on the clock."""
+    """``metrics.jsonl`` without timing values."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
 
 
 def composed(*words: str) -> dict:
-    """The configuration of ``fsl train`` with these words."""
+    """The configuration of ``fsl train`` with these arguments."""
     return resolve(without_hydra(Composer("train").compose(words)))
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what takes seconds to make run in the same process (``pytest --dist loadgroup``)."""
+    """Run tests that share an expensive fixture in the same process (``pytest --dist loadgroup``)."""
     for item in items:
         definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
         group = next((name for name in ("warm", "learn2learn") if name in definitions or name in item.name), None)
@@ -60,7 +60,7 @@ def learn2learn() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def warm(quiet_environment: None) -> Iterator[Warm]:
-    """Starts `fsl` in processes of their own without the seconds that importing takes."""
+    """Starts `fsl` in separate processes without the seconds of importing it."""
     with tempfile.TemporaryDirectory(prefix="fsl-") as folder:  # pytest's own may be too long for the name of a socket
         process = Warm(Path(folder))
         yield process

@@ -52,13 +52,13 @@ def changed(episodes: Episodes, **changes: torch.Tensor) -> Episodes:
 
 
 def of_embeddings(support: torch.Tensor, labels: torch.Tensor, query: torch.Tensor, ways: int) -> Episodes:
-    """Episodes as `Algorithm.classify` gets them, with labels of the queries that are not to matter."""
+    """Episodes as passed to `Algorithm.classify`, with query labels that must not affect the result."""
     unknown = torch.zeros(query.shape[:2], dtype=torch.int64)
     return Episodes(Examples(support, labels), Examples(query, unknown), Classification(ways))
 
 
 def striped_classes(classes: int = 24, images: int = 12, size: int = 12, seed: int = 0) -> ClassImages:
-    """Classes that are easy to tell apart after a little learning: a random pattern each, drawn with noise."""
+    """Classes that are easy to learn to distinguish: a random pattern each, with noise."""
     random = np.random.default_rng(seed)
     patterns = random.random((classes, 1, size, size)) > 0.5
     noisy = np.where(random.random((classes, images, 1, size, size)) < 0.1, ~patterns[:, None], patterns[:, None])

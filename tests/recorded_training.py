@@ -1,4 +1,4 @@
-"""A small training whose hooks remember what they are told."""
+"""A small training with hooks that record their calls."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def new_training(make: Callable[[], Algorithm], seed: int = 0, chunk: int = 2, *
 
 @dataclass
 class Recorder:
-    """Hooks that remember what they are told, and call ``at(event, iteration)``, which may raise."""
+    """Hooks that record their calls and then call ``at(event, iteration)``, which may raise."""
 
     training: Training
     accuracies: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What the tests of MANN, NTM, DNC and SNAIL share: learning from a sequence."""
+"""Shared by the tests of MANN, NTM, DNC and SNAIL: learning from a sequence."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def trained(algorithm: Algorithm, iterations: int = 150, lr: float = 0.005) -> A
 
 
 def shuffled_support(make: type[Algorithm]) -> type[Algorithm]:
-    """A broken copy: in training, support labels say nothing about the queries."""
+    """A broken copy: support labels are shuffled in training, so they are unrelated to the queries."""
 
     class Shuffled(make):
         def loss(self, episodes: Episodes):
@@ -91,7 +91,7 @@ def shuffled_support(make: type[Algorithm]) -> type[Algorithm]:
 
 
 def assert_noise_is_at_chance(algorithm: Algorithm) -> None:
-    """Whatever leaks from labels to predictions would show."""
+    """Any leak from labels to predictions would give an accuracy above chance."""
     assert is_at_chance(algorithm, EpisodeSampler(noise_classes(), "test", TASK, 0))
 
 
@@ -144,7 +144,7 @@ def check_episode_the_slow_way(make: type[CellLearner], batch_norm: str, **optio
 
 
 def check_gradients(make: type[Algorithm], **options: Any) -> None:
-    """Every parameter has a gradient, and it is the finite difference."""
+    """Every parameter has a gradient that matches finite differences."""
     algorithm, episodes = with_tiny_net(make, **options), seeded(random_episodes(ways=3, shots=1))
     algorithm.loss(episodes).loss.backward()
     reference = copy.deepcopy(algorithm)

@@ -1,4 +1,4 @@
-"""Data that has to be learned, and trainings of a few seconds, shared by the tests."""
+"""Learnable data and training runs of a few seconds, shared by the tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = Hardware(torch.device("cpu"), "fp32", 8)
 
 
 def faint_patterns(classes: int = 60, images: int = 20, size: int = 4, seed: int = 0) -> ClassImages:
-    """Two channels: in the first a faint pattern that tells the classes apart, in the second loud noise.
+    """Two channels: a faint pattern specific to the class, and strong noise.
 
     An untrained network hardly does better than chance; one that has learned to look at the first channel does well
     on new patterns too.
@@ -38,7 +38,7 @@ def faint_patterns(classes: int = 60, images: int = 20, size: int = 4, seed: int
 
 
 def noise_classes(classes: int = 30, images: int = 12, size: int = 4) -> ClassImages:
-    """Classes that are not there: every image is noise, so nothing can tell labels apart."""
+    """Classes of pure noise, which cannot be distinguished."""
     pixels = np.random.default_rng(1).integers(0, 256, (classes * images, 2, size, size), dtype=np.uint8)
     return ClassImages(torch.from_numpy(pixels), np.full(classes, images), [f"n{i}" for i in range(classes)])
 
@@ -63,7 +63,7 @@ def train_settings(**changes: Any) -> TrainSettings:
 
 
 def train(algorithm: Algorithm, sampler: Sampler, *, lr: float = 0.01, **changes: Any) -> Training:
-    """Train with Adam and throw the metrics away."""
+    """Train with Adam and discard the metrics."""
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=lr)
     training = Training(algorithm, optimizer, sampler, train_settings(**changes), CPU)
     training.run(
@@ -83,7 +83,7 @@ def accuracy(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int = 200)
 
 
 def is_at_chance(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int = 400) -> bool:
-    """Whether the accuracy is 1/N up to four standard errors, which must be small enough to say so."""
+    """Whether the accuracy is 1/N up to four standard errors; checks that these are small enough."""
     scores = evaluate(algorithm, sampler, episodes, CPU)["accuracy"]
     error = scores.std(ddof=1) / np.sqrt(len(scores))
     assert 0 < error < 0.02
@@ -91,7 +91,7 @@ def is_at_chance(algorithm: Algorithm, sampler: EpisodeSampler, episodes: int = 
 
 
 def everything(algorithm: nn.Module) -> dict[str, Any]:
-    """All that a prediction must leave alone: state, gradients, modes and random generators."""
+    """Everything that a prediction must not change: state, gradients, modes and random generators."""
     modules = list(algorithm.modules())
     return {
         "state": copy.deepcopy(algorithm.state_dict()),
@@ -107,7 +107,7 @@ def everything(algorithm: nn.Module) -> dict[str, Any]:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Deep equality, of tensors and arrays too."""
+    """Deep equality, including tensors and arrays."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, np.ndarray):

@@ -1,4 +1,4 @@
-"""What two processes do together, checked in both of them; started once, from `tests/cli/test_processes.py`.
+"""Checks of two cooperating processes, run in both of them; started once by `tests/cli/test_processes.py`.
 
 Each check compares with one process, computed here by both. A check that fails ends its process, and the other one as soon as
 that waits for it.
@@ -53,7 +53,7 @@ class Doubles(EpisodeSampler):
 
 
 class Counting(ProtoNet):
-    """Has a buffer that is no running average, and a metric of its own."""
+    """Has a buffer that is not a running average, and its own metric."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -130,7 +130,7 @@ def state(done: Training) -> dict[str, Any]:
 
 
 def same_in_both(value: Any) -> bool:
-    """Whether both processes hold the same, bit by bit."""
+    """Whether both processes have bit-identical values."""
     values: list[Any] = [None, None]
     torch.distributed.all_gather_object(values, value)
     return is_same(*values)
@@ -323,7 +323,7 @@ def evaluation_is_that_of_one_process(folder: Path) -> None:
 
 @check
 def command_lines(folder: Path) -> None:
-    """Runs each line of ``commands.json`` and leaves the exit codes of both processes in ``codes.json``."""
+    """Run each line of ``commands.json`` and write the exit codes of both processes to ``codes.json``."""
     codes: list[list[int]] = []
     for words in json.loads((folder / "commands.json").read_text()):
         both = [0, 0]

@@ -21,7 +21,7 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class WandbFile:
-    """What a run told W&B.
+    """The data that a run sent to W&B.
 
     Attributes:
         history: one dictionary per call of ``run.log``; nested keys are joined by dots.

@@ -1,8 +1,8 @@
-"""Processes of `fsl` that start at once: forks of one process that has imported everything and done nothing else.
+"""Processes of `fsl` without import time: forks of one server process that has only imported all modules.
 
-`Warm` starts that process. Its ``fsl`` is a program like the installed one, for scripts (``FSL=…``): it hands its words,
-folder, environment and streams over, passes on SIGTERM and SIGINT, and ends as the fork ends. What is read while Python starts
-(PYTHONPATH, OMP_NUM_THREADS, …) is that of the process forked from.
+`Warm` starts the server. Its ``fsl`` replaces the installed program, for scripts (``FSL=…``): it sends its arguments, folder,
+environment and streams to the server, forwards SIGTERM and SIGINT to the fork, and exits with the fork's exit code. Variables
+that are read when Python starts (PYTHONPATH, OMP_NUM_THREADS, …) have the server's values.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ sys.exit(code if code >= 0 else 128 - code)
 
 
 class Process:
-    """A fork: its process id and its end."""
+    """A forked process: its process id and its exit code."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._answer = connection.makefile()

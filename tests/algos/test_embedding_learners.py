@@ -1,4 +1,4 @@
-"""What matching, relation, siamese networks and IMP have in common: gradients, normalisation, and that they learn."""
+"""Tests common to matching, relation and siamese networks and IMP: gradients, normalisation, learning."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVERY = pytest.mark.parametrize("name", METHODS)
 
 
 def tiny(name: str, **options) -> EmbeddingLearner:
-    """A method in float64 on a smooth network, with averages of batch normalisation that are not the initial ones."""
+    """A method in float64 on a smooth network, with batch normalisation averages other than the initial ones."""
     torch.manual_seed(0)
     algorithm = METHODS[name](TinyNet(), 4, (1, 6, 6), **(OPEN if name == "imp" else {}), **options).double()
     for layer in algorithm.modules():

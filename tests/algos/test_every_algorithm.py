@@ -58,7 +58,7 @@ def test_every_algorithm_is_here():
 
 @functools.cache
 def composed(name: str) -> dict[str, Any]:
-    """The configuration with the YAML file of an algorithm; composed once, it is not to be changed."""
+    """The configuration with the YAML file of an algorithm; composed once, must not be modified."""
     return command_line.composed(f"algo={name}", "backbone=mlp", "backbone.widths=[8]")
 
 
@@ -94,7 +94,7 @@ def training(name: str, seed: int = 0, shots: int = 1, option: str = "") -> Trai
 
 
 def is_refused(name: str, ways: int) -> bool:
-    """BOIL's head serves the ways it was trained for, a sequence has so many labels; any other method takes any ways."""
+    """BOIL's head and the sequence methods are limited to the trained number of ways; other methods are not."""
     return (name == "boil" and ways != WAYS) or (name in ("mann", "ntm", "dnc", "snail") and ways > WAYS)
 
 
@@ -258,7 +258,7 @@ ON_EMBEDDINGS = [
 
 @pytest.mark.parametrize(("name", "option"), ON_EMBEDDINGS)
 def test_what_is_computed_from_embeddings_is_computed_in_full_precision(name, option):
-    """Given embeddings that bfloat16 holds exactly, there is nothing left to round."""
+    """With embeddings that bfloat16 represents exactly, no rounding remains."""
     algorithm, _ = made(name, 0, option)
     generator = torch.Generator().manual_seed(0)
     support, query = (torch.randn(2, rows, 8, generator=generator).bfloat16() for rows in (2 * WAYS, 5))
@@ -307,7 +307,7 @@ def test_every_method_of_gradient_steps_has_the_options_of_the_inner_loop():
 
 
 def shaken(name: str, words: list[str], engine: str = "auto") -> tuple[Algorithm, Episodes]:
-    """In float64, with weights that are nowhere special, and episodes of two shots."""
+    """In float64, with generic weights, and episodes of two shots."""
     algorithm, _ = made(name, 0, *words, engine=engine)
     torch.manual_seed(1)
     for parameter in algorithm.parameters():

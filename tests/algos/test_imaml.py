@@ -229,7 +229,7 @@ def test_accuracy_is_reported_after_each_number_of_steps(trained):
 
 
 class WrongSign(IMAML):
-    """A broken copy: it climbs."""
+    """A broken copy: gradient ascent."""
 
     def implicit_gradient(self, tasks, phi, outer):
         found, logged = super().implicit_gradient(tasks, phi, outer)
@@ -237,7 +237,7 @@ class WrongSign(IMAML):
 
 
 class ShuffledSupport(IMAML):
-    """A broken copy: support labels say nothing about the queries."""
+    """A broken copy: support labels are unrelated to the queries."""
 
     def loss(self, episodes: Episodes):
         shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])

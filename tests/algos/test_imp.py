@@ -40,7 +40,7 @@ def threshold_of(means: torch.Tensor, sigma: float, alpha: float) -> float:
 
 
 def algorithm_1(h: torch.Tensor, labels: torch.Tensor, sigma: float, alpha: float) -> tuple[torch.Tensor, list[int]]:
-    """One episode: what each image has in each prototype ``[S, M]``, and the labels of the prototypes."""
+    """One episode: the assignment of each image to each prototype ``[S, M]``, and the labels of the prototypes."""
     centres = [h[labels == n].mean(0) for n in range(3)]
     names = [0, 1, 2]
     threshold = threshold_of(torch.stack(centres), sigma, alpha)

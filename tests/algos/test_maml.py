@@ -117,7 +117,7 @@ def test_steps_of_training_and_of_the_test():
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_fresh_initialisation_adapts(variant):
-    """A head of zeros passes no gradient to the body: with BOIL nothing would ever move."""
+    """A zero head passes no gradient to the body: BOIL would never change."""
     episodes = TRAIN.batch(0, 2)
     before, after = (learner(**variant, test_inner_steps=steps).predict(episodes) for steps in (0, 1))
     assert (after - before).abs().max() > 1e-3
@@ -235,7 +235,7 @@ def test_a_fresh_initialisation_is_blind_to_the_order_of_the_labels():
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 def test_noise_is_classified_at_chance(variant, batch_norm):
-    """Whatever leaks from labels to predictions would show."""
+    """Any leak from labels to predictions would give an accuracy above chance."""
     algorithm = learner(**variant, batch_norm=batch_norm)
     assert is_at_chance(algorithm, EpisodeSampler(noise_classes(), "test", TASK, 0))
 
@@ -334,7 +334,7 @@ def test_boil_cannot_be_tested_on_other_ways_and_says_so():
 
 
 class ShuffledSupport(MAML):
-    """A broken MAML: support labels say nothing about the queries."""
+    """A broken MAML: support labels are unrelated to the queries."""
 
     def loss(self, episodes: Episodes):
         shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])

@@ -268,7 +268,7 @@ def test_running_averages_serve_a_trained_network_above_chance():
 
 
 class ShuffledSupport(MAMLPlusPlus):
-    """A broken MAML++: support labels say nothing about the queries."""
+    """A broken MAML++: support labels are unrelated to the queries."""
 
     def loss(self, episodes: Episodes):
         shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])

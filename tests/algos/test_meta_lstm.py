@@ -213,7 +213,7 @@ def test_learns(options):
 
 
 def test_without_labels_it_does_not_learn(monkeypatch):
-    """Support labels in random order: what it learns from them is nothing."""
+    """Shuffled support labels: nothing can be learned from them."""
     loss, draw = MetaLSTM.loss, torch.Generator().manual_seed(0)
 
     def shuffled(self: MetaLSTM, episodes: Episodes):

@@ -20,7 +20,7 @@ from fsl_cli.episodes import EpisodeSampler, Task
 
 
 def metaoptnet(**options) -> MetaOptNet:
-    """MetaOptNet in float64, with averages of batch normalisation that are not the initial ones."""
+    """MetaOptNet in float64, with batch normalisation averages other than the initial ones."""
     torch.manual_seed(0)
     algorithm = MetaOptNet(TinyNet(), **options).double()
     algorithm.backbone.norm.running_mean.normal_()

@@ -29,7 +29,7 @@ TRAIN = EpisodeSampler(faint_patterns(seed=0), "train", Task(20, 1, 1), 0)
 
 
 def tiny(cls: type[Pretrained], classes: int = 7, **options) -> Pretrained:
-    """In float64, with averages of batch normalisation that are not the initial ones."""
+    """In float64, with batch normalisation averages other than the initial ones."""
     torch.manual_seed(0)
     algorithm = cls(TinyNet(), 4, classes, **options).double()
     algorithm.backbone.norm.running_mean.normal_()

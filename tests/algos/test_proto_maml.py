@@ -198,7 +198,7 @@ def test_is_tested_on_more_ways_and_shots_than_it_was_trained_on(trained):
 
 
 class ShuffledSupport(ProtoMAML):
-    """A broken copy: support labels say nothing about the queries."""
+    """A broken copy: support labels are unrelated to the queries."""
 
     def loss(self, episodes: Episodes):
         shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])

@@ -23,7 +23,7 @@ SHAPE = (2, 4, 4)
 
 
 def protonet(**options) -> ProtoNet:
-    """A ProtoNet in float64, with averages of batch normalisation that are not the initial ones."""
+    """A ProtoNet in float64, with batch normalisation averages other than the initial ones."""
     torch.manual_seed(0)
     algorithm = ProtoNet(TinyNet(), **options).double()
     algorithm.backbone.norm.running_mean.normal_()
@@ -151,7 +151,7 @@ def test_embeddings_are_of_each_image_by_itself_and_only_inductive_ones_are_offe
 @pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 @pytest.mark.parametrize("distance", ["sqeuclidean", "cosine"])
 def test_noise_is_classified_at_chance(batch_norm, distance):
-    """Whatever leaks from labels to predictions would show."""
+    """Any leak from labels to predictions would give an accuracy above chance."""
     algorithm = learner(batch_norm=batch_norm, distance=distance, scale=10)
     assert is_at_chance(algorithm, EpisodeSampler(noise_classes(), "test", TASK, 0))
 
@@ -160,7 +160,7 @@ def test_noise_is_classified_at_chance(batch_norm, distance):
 
 
 class ShuffledSupport(ProtoNet):
-    """A broken ProtoNet: support labels say nothing about the queries."""
+    """A broken ProtoNet: support labels are unrelated to the queries."""
 
     def loss(self, episodes: Episodes):
         shuffled = torch.stack([labels[torch.randperm(len(labels))] for labels in episodes.support.y])

@@ -20,7 +20,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def r2d2(**options) -> R2D2:
-    """R2D2 in float64, with averages of batch normalisation that are not the initial ones."""
+    """R2D2 in float64, with batch normalisation averages other than the initial ones."""
     torch.manual_seed(0)
     algorithm = R2D2(TinyNet(), **options).double()
     algorithm.backbone.norm.running_mean.normal_()

@@ -1,4 +1,4 @@
-"""Regression with every method that has an inner loop: it learns and adapts, engines agree, and MSE is what is reported."""
+"""Regression with every method that has an inner loop: it learns, engines agree, and MSE is reported."""
 
 from __future__ import annotations
 

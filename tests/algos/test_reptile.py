@@ -216,7 +216,7 @@ def test_learns(options, iterations, meta_batch, lr):
 
 
 def test_without_labels_it_does_not_learn(monkeypatch):
-    """Support labels in random order: what it learns from them is nothing."""
+    """Shuffled support labels: nothing can be learned from them."""
     loss, draw = Reptile.loss, torch.Generator().manual_seed(0)
 
     def shuffled(self: Reptile, episodes: Episodes):

@@ -1,4 +1,4 @@
-"""Episodes whose sets are filled up with rows that are no examples: predictions and losses are those without the rows."""
+"""Episodes with padding rows: predictions and losses are the same as without the padding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EPISODES = random_episodes(ways=3, shots=3, queries=3, size=12)
 
 
 def filled_up(examples: Examples, rows: list[int], seed: int) -> Examples:
-    """The examples with loud noise, wrongly labelled, between them at ``rows``."""
+    """The examples with padding at ``rows``: large noise with wrong labels."""
     generator = torch.Generator().manual_seed(seed)
     count = examples.y.shape[1] + len(rows)
     mask = torch.ones(len(examples.y), count, dtype=torch.bool)

@@ -17,7 +17,7 @@ from fsl_cli.episodes.episodes import Examples
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder and the results of a run made from Python, in a thread, by a program with words of its own."""
+    """Folder and results of a run started from Python, in a thread, in a program with its own command line."""
     folder = tmp_path_factory.mktemp("api") / "run"
     found = []
     with pytest.MonkeyPatch.context() as patch:
@@ -58,7 +58,7 @@ def test_several_runs_of_a_second_get_folders_of_their_own(run, tmp_path):
         fsl_cli.evaluate(run[0], [f"hydra.run.dir={tmp_path / year}"])
 
 
-def test_problems_are_raised(run, tmp_path):
+def test_errors_are_raised(run, tmp_path):
     with pytest.raises(fsl_cli.FslError, match="algo=protnet: there is no algo protnet"):
         fsl_cli.train(["algo=protnet"])
     with pytest.raises(fsl_cli.FslError, match="these overrides make 2 jobs"):
@@ -105,7 +105,7 @@ def test_pixels_in_any_order_and_uneven_shots(run):
     np.testing.assert_allclose(answer.outputs, -(torch.cdist(embedded, means) ** 2), rtol=1e-3, atol=1e-4)
 
 
-def test_what_a_model_cannot_answer(run):
+def test_invalid_inputs_of_a_model_are_errors(run):
     model = fsl_cli.load(run[0])
     support = model.episodes("test", 1).support
     with pytest.raises(fsl_cli.FslError, match=r"query_x: has the shape \[5, 28, 28\], not \[examples, 1, 28, 28\]"):

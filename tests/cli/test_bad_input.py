@@ -1,4 +1,4 @@
-"""Whatever is wrong is one clear line, exit code 2, and nothing is left behind."""
+"""Invalid input gives a one-line error and exit code 2, and creates no files."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_sweep_is_checked_before_its_first_job(fsl, tmp_path):
 
 
 def test_a_folder_without_write_permission(fsl, tmp_path, monkeypatch):
-    """Permission bits mean nothing to root, so the refusal of the operating system is played."""
+    """Root ignores permission bits, so the error of the operating system is simulated."""
     import tempfile
 
     def refused(*arguments, **options):

@@ -1,4 +1,4 @@
-"""`fsl eval`: the same number again, and other tasks, data and batch normalisation."""
+"""`fsl eval`: reproduces the results of training; other tasks, data and batch normalisation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fsl_cli.results.files import read_json
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
-def test_it_gives_the_very_same_accuracy(small, fsl, tmp_path, algo):
+def test_it_reproduces_the_accuracy_exactly(small, fsl, tmp_path, algo):
     options = ["algo.train_ways=5"] if algo == "protonet" else []
     run = small("run", f"algo={algo}", "backbone=conv4", "backbone.filters=8", *options)
     outcome = fsl("eval", f"run={run}", f"hydra.run.dir={tmp_path / 'again'}")
@@ -111,7 +111,7 @@ def test_the_folder_may_be_named_after_the_run(small, fsl, tmp_path):
     assert results(run / "again") == results(run)
 
 
-def test_folders_of_this_machine_win_over_those_of_the_one_that_trained(small, fsl, tmp_path, monkeypatch):
+def test_folders_of_this_machine_override_the_saved_ones(small, fsl, tmp_path, monkeypatch):
     small("first")  # from here on there is a pack to copy, which is faster than packing anew
     others = shutil.ignore_patterns("omniglot*")
     there, here, own = (tmp_path / name for name in ("there", "here", "own"))

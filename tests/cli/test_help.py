@@ -11,7 +11,7 @@ from fsl_cli.cli import VERBS
 from fsl_cli.settings.conf_files import GROUPS, choices
 
 
-def test_there_are_these_commands():
+def test_the_list_of_commands_is_complete():
     assert set(VERBS) == {"train", "eval", "ls", "new", "doctor"}
 
 
@@ -59,7 +59,7 @@ def test_version(fsl):
         ["--cfg", "job", "train", "algo=anil", "seed=7"],
     ],
 )
-def test_flags_may_stand_anywhere(fsl, tmp_path, words):
+def test_flags_may_be_anywhere(fsl, tmp_path, words):
     shown = fsl(*words)
     assert shown.code == 0, shown.err
     assert "adapt: head" in shown.out
@@ -67,7 +67,7 @@ def test_flags_may_stand_anywhere(fsl, tmp_path, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_doctor_reports_and_is_content(fsl, tmp_path, monkeypatch):
+def test_doctor_reports_and_succeeds(fsl, tmp_path, monkeypatch):
     monkeypatch.setenv("FSL_DATA_DIR", str(tmp_path / "data"))
     (tmp_path / "data" / "omniglot").mkdir(parents=True)
     outcome = fsl("doctor")

@@ -19,17 +19,17 @@ TRAINED = (
 
 @pytest.fixture
 def old(tmp_path) -> Path:
-    """A run of 0.1.0, as it was left."""
+    """A copy of a run folder written by version 0.1.0."""
     return Path(shutil.copytree(FIXTURES / "run_0.1.0", tmp_path / "run"))
 
 
 def same_numbers(mine: dict, theirs: dict) -> bool:
-    """Equal to rounding: another processor adds in another order."""
+    """Equal up to rounding: other CPUs add in another order."""
     numbers = {key: value for key, value in theirs.items() if not isinstance(value, str)}
     return all(mine[key] == pytest.approx(value, rel=1e-4) for key, value in numbers.items())
 
 
-def test_it_is_tested_again(fsl, old, tmp_path):
+def test_it_is_evaluated_again(fsl, old, tmp_path):
     outcome = fsl("eval", f"run={old}", f"hydra.run.dir={tmp_path / 'again'}", "hardware.threads=1")
     assert outcome.code == 0, outcome.err
     before, after = results(old), results(tmp_path / "again")
@@ -41,14 +41,14 @@ def test_it_is_tested_again(fsl, old, tmp_path):
     } == {key: before[key] for key in ("algo", "dataset", "parameters", "checkpoint", "iteration", "transductive", "task")}
 
 
-def test_it_is_tested_on_another_task(fsl, old, tmp_path):
+def test_it_is_evaluated_on_another_task(fsl, old, tmp_path):
     outcome = fsl("eval", f"run={old}", f"hydra.run.dir={tmp_path / 'again'}", "task.ways=3")
     assert outcome.code == 0, outcome.err
     expected = json.loads((FIXTURES / "run_0.1.0_3way.json").read_text())
     assert same_numbers(results(tmp_path / "again")["accuracy"], expected["accuracy"])
 
 
-def test_it_goes_on_as_if_nothing_had_happened(fsl, old):
+def test_it_resumes_like_a_current_run(fsl, old):
     outcome = fsl("train", *TRAINED, "train.iterations=6", f"hydra.run.dir={old}", "resume=auto")
     assert outcome.code == 0, outcome.err
     expected = [json.loads(line) for line in (FIXTURES / "run_0.1.0_continued.jsonl").read_text().splitlines()]
@@ -57,7 +57,7 @@ def test_it_goes_on_as_if_nothing_had_happened(fsl, old):
     assert all(same_numbers(mine, theirs) for mine, theirs in zip(metrics(old), expected, strict=True))
 
 
-def test_it_stands_in_tables(old, tmp_path):
+def test_it_appears_in_tables(old, tmp_path):
     from fsl_cli.results import tables
 
     row = tables.row(old, "old")

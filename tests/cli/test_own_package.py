@@ -1,4 +1,4 @@
-"""A method of one's own in a folder outside of the checkout: `fsl new` writes it, every verb works with it."""
+"""A user's method outside the checkout: `fsl new` writes it, every command works with it."""
 
 from __future__ import annotations
 

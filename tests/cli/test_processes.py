@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun: the same numbers as one, one voice, and no one left waiting."""
+"""Several processes, started by torchrun: same results as one, output from the first only, and no hanging process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def both(warm: Warm, module: str, *words: str, cwd: Path) -> str:
-    """What two forks that find each other as those of torchrun do write to stderr and stdout, the first one's first."""
+    """Standard error and output of two forks connected like torchrun's processes, those of the first process first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -48,7 +48,7 @@ def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """The same weights; running averages and what is tested with them to rounding."""
+    """The same weights; running averages and test results up to rounding."""
     for mine, theirs in zip(metrics(one), metrics(two), strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5)
     for name in ("best", "last"):
@@ -80,7 +80,7 @@ def test_torchrun_gives_the_run_of_one_process(small, tmp_path):
 
 @pytest.fixture(scope="module")
 def checked(warm, tmp_path_factory) -> tuple[Path, str]:
-    """Everything in `two_processes`, from one start."""
+    """Runs everything in `two_processes` once."""
     folder = tmp_path_factory.mktemp("two")
     common = [*merged(WORDS)]
     half = ["train.iterations=4" if word.startswith("train.iterations=") else word for word in common]
@@ -120,7 +120,7 @@ def test_resumed_and_tested_by_two_processes(checked, small, fsl):
     np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-4)
 
 
-def test_errors_are_said_once_and_end_all(checked):
+def test_errors_are_printed_once_and_stop_all_processes(checked):
     folder, printed = checked
     assert json.loads((folder / "codes.json").read_text()) == [[0, 0]] * 3 + [[2, 2]] * 5 + [[0, 0]]
     said = [line for line in printed.splitlines() if line.startswith("error:")]
@@ -145,7 +145,7 @@ def test_they_agree_on_a_folder_whose_name_is_the_time(checked):
 
 
 @pytest.mark.parametrize(("count", "size", "unit"), [(10, 2, 1), (3, 2, 1), (1, 3, 1), (0, 2, 1), (61, 3, 8), (7, 4, 8)])
-def test_shares_are_the_whole_in_order_and_the_first_is_never_empty(count, size, unit):
+def test_shares_partition_the_range_in_order_and_the_first_is_not_empty(count, size, unit):
     shares = []
     for rank in range(size):
         process = Processes()

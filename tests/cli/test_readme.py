@@ -38,7 +38,7 @@ def needs_omniglot(line: str) -> bool:
 
 
 def reduced(line: str) -> list[str]:
-    """The words of a command with smaller counts, where it has none of its own for the same key."""
+    """The arguments of a command, with smaller counts added for keys that it does not set."""
     words = shlex.split(line)
     given = {word.split("=")[0] for word in words}
     smaller = [*SMALLER, "backbone.filters=4"]

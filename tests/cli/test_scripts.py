@@ -1,4 +1,4 @@
-"""The scripts, as a user would start them; the `fsl` that they start is a fork, which needs no seconds to import."""
+"""The scripts, run as by a user; the `fsl` that they start is a fork, to save the import time."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_the_leaderboard_trains_every_method_for_the_same_time_and_keeps_finishe
 
 
 def leaderboard_words(folder: Path, *words: str) -> list[list[str]]:
-    """The words of each ``fsl train`` of a leaderboard, where that is replaced by something that writes them down and fails."""
+    """The arguments of each ``fsl train`` of a leaderboard, recorded by a replacement of ``fsl`` that fails."""
     write = f'if [ "$1" = train ]; then echo "$@" >> {folder}/words; exit 1; fi'
     programs = {"fsl": f'{write}; exec {sys.executable} -m fsl_cli "$@"', "python": f'exec {sys.executable} "$@"'}
     for name, line in programs.items():
@@ -144,7 +144,7 @@ def test_by_default_the_leaderboard_has_every_method_for_ten_minutes_on_omniglot
     assert len(rows(tmp_path / "outputs" / "leaderboard" / "omniglot_10min")) == len(lines)
 
 
-def test_a_list_among_the_words_of_a_method_keeps_its_commas(tmp_path):
+def test_a_list_in_the_overrides_of_a_method_keeps_its_commas(tmp_path):
     lines = leaderboard_words(tmp_path, "methods=maml+algo.test_inner_steps=[0,1]+seed=3,protonet")
     assert [line[1] for line in lines] == ["algo=maml", "algo=protonet"]
     assert {"algo.test_inner_steps=[0,1]", "seed=3"} <= set(lines[0])
@@ -188,7 +188,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         (("methods=maml+a=[0,1",), "no closing bracket"),
     ],
 )
-def test_the_leaderboard_says_what_is_wrong_with_its_words(words, message, tmp_path):
+def test_invalid_arguments_of_the_leaderboard_are_one_line(words, message, tmp_path):
     done = shell(SCRIPTS / "leaderboard.sh", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr

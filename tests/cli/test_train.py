@@ -1,4 +1,4 @@
-"""`fsl train`: what a run leaves, that it is the same twice, and that it can be interrupted anywhere."""
+"""`fsl train`: the files of a run, reproducibility, and interruption at any point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W&B: an offline run's file holds the same numbers as the run folder; being offline is no reason to fail."""
+"""W&B: the file of an offline run has the same values as the run folder; runs work without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark compares like with like, and says what it measured."""
+"""The benchmark gives both sides the same work and reports its measurements."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bench(tmp_path, learn2learn):
     return benchmark_rows.Bench(used, 1, IMAGES, IMAGES, tmp_path)
 
 
-def test_peak_memory_is_what_lives_at_the_same_time():
+def test_peak_memory_counts_simultaneously_allocated_tensors():
     def run() -> None:
         first = torch.ones(2**20)  # 4 MiB
         del first
@@ -38,7 +38,7 @@ def test_peak_memory_is_what_lives_at_the_same_time():
     assert peak_mb(run, CPU) == pytest.approx(6, abs=0.01)
 
 
-def test_runs_take_turns_and_the_first_of_each_is_not_counted():
+def test_runs_alternate_after_a_warm_up():
     calls: list[str] = []
     assert len(alternate([lambda: calls.append("a"), lambda: calls.append("b")], 2, CPU)) == 2
     assert "".join(calls) == "ababab"
@@ -67,7 +67,7 @@ def test_both_sides_have_the_same_loss_and_the_same_outer_gradient(bench, steps)
         torch.testing.assert_close(ours.grad, their.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_different_numbers_are_not_timed():
+def test_different_losses_are_an_error():
     with pytest.raises(SystemExit, match="the losses differ"):
         benchmark_rows.must_agree("row", 1.0, 1.1)
 
@@ -111,7 +111,7 @@ def test_the_quick_suite_has_the_rows_of_the_readme(monkeypatch):
     assert rows == names
 
 
-def test_two_sides_take_turns_and_the_first_turn_is_not_counted():
+def test_two_sides_alternate_after_a_warm_up():
     calls: list[str] = []
 
     def side(name, seconds):
@@ -125,7 +125,7 @@ def test_two_sides_take_turns_and_the_first_turn_is_not_counted():
 
 
 @pytest.mark.slow
-def test_steps_beside_other_work_are_measured_in_processes(tmp_path, monkeypatch, capsys):
+def test_steps_on_a_busy_machine_are_measured_in_processes(tmp_path, monkeypatch, capsys):
     make, _, images = benchmark_processes.SUITES["busy"]
     monkeypatch.setitem(benchmark_processes.SUITES, "busy", (make, 1, images))
     benchmark.main(["--suite", "busy", "--json", str(tmp_path / "found.json")])
@@ -136,7 +136,7 @@ def test_steps_beside_other_work_are_measured_in_processes(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_the_start_of_a_run_takes_processor_time(tmp_path):
+def test_the_start_of_a_run_takes_cpu_time(tmp_path):
     seconds = benchmark_processes.first_iteration({"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"})
     assert 1 < seconds < 300
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Inner steps from checkpoints give the gradients of the unrolled steps, in the memory of one step."""
+"""Checkpointed inner steps give the same gradients as unrolled steps, with little more memory than one step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gradients(engine: str, checkpoint: bool, **options) -> dict[str, torch.Tenso
 @pytest.mark.parametrize("engine", ["fast", "loop"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("options", [{}, {"adapt": "head"}, {"inner_lr_learning": "per_parameter"}], ids=str)
-def test_gradients_are_those_of_the_unrolled_steps(engine, steps, options):
+def test_gradients_match_the_unrolled_steps(engine, steps, options):
     unrolled = gradients(engine, False, inner_steps=steps, **options)
     again = gradients(engine, True, inner_steps=steps, **options)
     assert unrolled.keys() == again.keys()
@@ -42,7 +42,7 @@ def test_gradients_are_those_of_the_unrolled_steps(engine, steps, options):
 
 
 @pytest.mark.parametrize("queries", [1, 5])
-def test_twenty_steps_need_hardly_more_memory_than_one(queries):
+def test_twenty_checkpointed_steps_need_little_more_memory_than_one(queries):
     episodes = random_episodes(ways=5, shots=1, queries=queries, tasks=2, size=28).to(dtype=torch.float32)
 
     def peak(**options) -> float:
@@ -61,13 +61,13 @@ def test_twenty_steps_need_hardly_more_memory_than_one(queries):
     assert peak(inner_steps=20, checkpoint_inner=True) < 1.5 * one
 
 
-def test_auto_takes_the_loop_where_the_fast_engine_cannot():
+def test_auto_uses_the_loop_if_fast_does_not_support_the_network():
     auto, loop = (gradients(engine, True, inner_steps=2) for engine in ("auto", "loop"))
     assert all(torch.equal(auto[name], loop[name]) for name in loop)
 
 
 @pytest.mark.parametrize(("engine", "message"), [("vmap", "vmap does not support"), ("learn2learn", "learn2learn has no")])
-def test_engines_that_cannot_are_refused(engine, message):
+def test_engines_without_checkpointing_are_refused(engine, message):
     if engine == "learn2learn":
         pytest.importorskip("learn2learn")
     with pytest.raises(FslError, match=message):

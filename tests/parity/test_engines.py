@@ -50,7 +50,7 @@ def name(variant: dict) -> str:
     return "-".join(f"{value}" for value in variant.values())
 
 
-def test_every_variant_is_there():
+def test_every_variant_is_tested():
     assert len(VARIANTS) == 72
     assert sum(map(supported_by_learn2learn, VARIANTS)) == 32
 
@@ -93,8 +93,8 @@ def test_first_order_differs_from_second_order_and_only_in_the_gradient():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_predict_is_the_equation_the_slow_way(steps):
-    """theta' = theta - alpha * grad, section 2.2 of the paper, on a copied module with an ordinary SGD optimiser."""
+def test_predict_matches_the_equation_in_plain_pytorch(steps):
+    """theta' = theta - alpha * grad, section 2.2 of the paper, by `torch.optim.SGD` on a copy of the module."""
     import copy
 
     algorithm = maml("vmap", inner_steps=1, test_inner_steps=steps)
@@ -110,12 +110,12 @@ def test_predict_is_the_equation_the_slow_way(steps):
 
 
 @pytest.mark.parametrize("options", [{"adapt": "body"}, {"inner_lr_learning": "per_layer"}], ids=str)
-def test_what_learn2learn_cannot_do_is_said(options):
+def test_unsupported_options_of_learn2learn_are_errors(options):
     with pytest.raises(FslError, match="learn2learn has no"):
         maml("learn2learn", **options)
 
 
-def test_learn2learn_runs_maml_plus_plus_without_weights_of_its_own_for_each_step():
+def test_learn2learn_runs_maml_plus_plus_without_per_step_weights():
     pytest.importorskip("learn2learn")
     options = {"inner_steps": 2, "inner_lr_learning": "none"}
     with pytest.raises(FslError, match=r"learn2learn has no algo\.per_step_batch_norm=true"):

@@ -1,4 +1,4 @@
-"""The fast engine agrees with the loop and with finite differences, in float64, for every layer it knows."""
+"""The fast engine agrees with the loop and with finite differences, in float64, for every supported layer."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_predictions_agree_with_the_loop(net, steps):
 
 @pytest.mark.parametrize("downsample", ["stride", "max_pool"])
 def test_backbones_in_single_precision(downsample):
-    """What is trained by default, at the size of Omniglot's images: agreement to the rounding of float32."""
+    """The default networks at the size of Omniglot's images: agreement up to float32 rounding."""
     torch.manual_seed(0)
     episodes = random_episodes(ways=5, shots=1, queries=1, tasks=2, size=28).to(dtype=torch.float32)
     found = []
@@ -174,7 +174,7 @@ def test_backbones_in_single_precision(downsample):
         assert (mine - theirs).norm() <= 1e-3 * theirs.norm()
 
 
-def test_bf16_rounds_the_products_and_nothing_else():
+def test_bf16_rounds_only_the_factors_of_products():
     """Close to float32, forward and backward, with float32 weights, gradients and logits; not equal to it."""
     episodes = random_episodes(ways=3, shots=2, queries=3, tasks=2, size=12).to(dtype=torch.float32)
     found = []
@@ -197,7 +197,7 @@ def test_bf16_rounds_the_products_and_nothing_else():
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda net: MAML(net, 8, 3, inner_steps=2), lambda net: ProtoNet(net, train_ways=None)])
 def test_compiled_training_takes_the_same_steps_and_compiles_once(make, monkeypatch):
-    """Through `torch.compile` with its tracing but without its code generator, which needs minutes."""
+    """Uses `torch.compile` with tracing but without code generation, which takes minutes."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
@@ -218,7 +218,7 @@ def test_compiled_training_takes_the_same_steps_and_compiles_once(make, monkeypa
 # --- what it takes
 
 
-def test_it_takes_conv4_and_mlp_and_auto_finds_it():
+def test_fast_supports_conv4_and_mlp_and_auto_chooses_it():
     assert network_of(Conv4((1, 28, 28)))
     assert network_of(Conv4((3, 28, 28), downsample="max_pool"))
     assert network_of(MLP((1, 28, 28)))
@@ -270,11 +270,11 @@ def tied() -> nn.Module:
     ],
     ids=lambda module: "-".join(type(each).__name__ for each in module.modules()),
 )
-def test_any_other_module_is_left_to_vmap(module):
+def test_unsupported_modules_use_vmap(module):
     assert network_of(module) is None
 
 
-def test_a_layer_without_parameters_may_have_several_places():
+def test_a_layer_without_parameters_may_occur_several_times():
     relu, found = nn.ReLU(), []
     for engine in ("fast", "loop"):
         torch.manual_seed(0)
@@ -283,7 +283,7 @@ def test_a_layer_without_parameters_may_have_several_places():
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
 
 
-def test_a_network_without_such_layers_is_refused_by_name_and_left_to_vmap_by_auto():
+def test_fast_refuses_an_unsupported_network_and_auto_uses_vmap():
     with pytest.raises(FslError, match="fast is not valid"):
         MAML(TinyNet(), 4, 3, "fast")
     found = []
@@ -293,7 +293,7 @@ def test_a_network_without_such_layers_is_refused_by_name_and_left_to_vmap_by_au
     assert found[0] == found[1]
 
 
-def test_resnet12_is_left_to_vmap():
+def test_resnet12_uses_vmap():
     pytest.importorskip("learn2learn")
     assert network_of(ResNet12((3, 16, 16))) is None
 
@@ -304,7 +304,7 @@ def test_resnet12_is_left_to_vmap():
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"), [((3, 3), (2, 2), (1, 1)), ((2, 3), (1, 2), (0, 2)), ((1, 1), (3, 1), (0, 0))]
 )
-def test_windows_are_those_of_unfold_and_its_transpose(kernel, stride, padding):
+def test_windows_match_unfold_and_its_transpose(kernel, stride, padding):
     x = torch.randn(2, 3, 7, 6, 4, dtype=torch.float64)
     saved: dict = {}
     windows = Windows(kernel, stride, padding)

@@ -27,7 +27,7 @@ CASES = [(name, decay) for name in RULES for decay in (0.0, 0.1)]
 
 
 def sequential() -> nn.Sequential:
-    """Without a bias in front of batch normalisation: its gradient is rounding noise, which Adam would blow up."""
+    """Without a bias before batch normalisation: its gradient is rounding noise, which Adam would amplify."""
     convolution = nn.Conv2d(1, 4, 3, 2, 1, bias=False)
     return nn.Sequential(convolution, BatchNorm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -47,7 +47,7 @@ def loss_and_gradients(algorithm: MAML) -> tuple[torch.Tensor, dict[str, torch.T
 
 @pytest.mark.parametrize(("name", "decay"), CASES)
 @pytest.mark.parametrize("engine", ["loop", "vmap", "fast"])
-def test_steps_are_those_of_torch_optim(engine, name, decay):
+def test_steps_match_torch_optim(engine, name, decay):
     steps = [0, 1, 4]
     algorithm = maml(engine, inner_optimizer=name, inner_weight_decay=decay, test_inner_steps=steps)
     found = algorithm.outputs_after(EPISODES, steps)
@@ -78,7 +78,7 @@ def test_engines_agree_on_the_gradients(name, decay, order, learning):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_gradients_through_the_steps_are_finite_differences(name):
+def test_gradients_through_the_steps_match_finite_differences(name):
     algorithm = maml("fast", inner_optimizer=name, inner_weight_decay=0.1, inner_steps=3, inner_lr=0.1)
     _, gradients = loss_and_gradients(algorithm)
     for key, parameter in algorithm.named_parameters():
@@ -92,7 +92,7 @@ def test_gradients_through_the_steps_are_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_steps_from_checkpoints_remember_what_the_rule_does(name):
+def test_checkpointed_steps_keep_the_optimizer_state(name):
     options = {"inner_optimizer": name, "inner_weight_decay": 0.1, "inner_steps": 5}
     for engine in ("loop", "fast"):
         _, unrolled = loss_and_gradients(maml(engine, **options))
@@ -131,7 +131,7 @@ def test_a_step_size_for_each_step_is_used_in_its_step():
 
 
 @pytest.mark.parametrize("which", ["all", "head"])
-def test_mini_batches_of_the_support_set_are_taken_in_turns(which):
+def test_steps_cycle_through_the_mini_batches(which):
     batches = torch.tensor([[[0, 2], [5, 1]], [[3, 4], [0, 0]], [[1, 2], [4, 5]]])
     algorithm = maml("loop", adapt=which)
     inner = algorithm.inner_loop(EPISODES.ways)
@@ -152,7 +152,7 @@ def test_mini_batches_of_the_support_set_are_taken_in_turns(which):
             torch.testing.assert_close(logits[task], net(EPISODES.query.x[task]), rtol=1e-8, atol=1e-10)
 
 
-def test_support_losses_and_features_of_engines_are_those_of_the_net():
+def test_support_losses_and_features_match_the_net():
     inner = maml("loop").inner_loop(EPISODES.ways)
     for kind in (loop_tasks, vmap_tasks, FastTaskBatch):
         tasks = kind(inner, EPISODES)
@@ -163,7 +163,7 @@ def test_support_losses_and_features_of_engines_are_those_of_the_net():
             torch.testing.assert_close(features[task], inner.net.body(x), rtol=1e-9, atol=1e-11)
 
 
-def test_options_name_the_rules_and_learn2learn_has_only_one():
+def test_options_select_the_update_rule_and_learn2learn_supports_only_sgd():
     assert update_rule("sgd", 0.0) == SGD()
     assert update_rule("momentum", 0.5) == Momentum(0.5)
     assert update_rule("adam", 0.5) == Adam(0.5)

@@ -18,7 +18,7 @@ KINDS = ["shift", "affine", "flip"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_copies_lie_behind_the_support_set_with_its_labels(kind):
+def test_copies_are_appended_to_the_support_set_with_its_labels(kind):
     more = with_augmented_support(EPISODES, kind, 2)
     assert more.support.x.shape == (6, 18, 1, 12, 12)
     assert torch.equal(more.support.x[:, :6], EPISODES.support.x)
@@ -45,8 +45,8 @@ def test_flipped_copies_are_torchs_flips_of_about_half_of_the_images():
 
 
 @pytest.mark.parametrize("kind", ["shift", "affine"])
-def test_a_copy_is_the_image_moved_by_at_most_what_is_said(kind):
-    """A small bright square moves by at most a tenth of the image, and a rotation and scaling about the centre."""
+def test_a_copy_is_moved_by_at_most_the_documented_amount(kind):
+    """A small bright square moves by at most a tenth of the image, plus rotation and scaling about the centre."""
     images = torch.zeros(4, 50, 1, 40, 40)
     images[..., 19:21, 19:21] = 1.0
     episodes = changed(random_episodes(), support_x=images, support_y=torch.zeros(4, 50).long(), seeds=torch.arange(4))
@@ -61,7 +61,7 @@ def test_a_copy_is_the_image_moved_by_at_most_what_is_said(kind):
         assert abs(offset.mean()) < 0.7
 
 
-def test_an_affine_copy_turns_and_a_shifted_one_does_not():
+def test_affine_copies_are_rotated_and_shifted_copies_are_not():
     images = torch.zeros(1, 40, 1, 41, 41)
     images[..., 20, :] = 1.0  # a horizontal line
     episodes = changed(random_episodes(), support_x=images, support_y=torch.zeros(1, 40).long(), seeds=torch.tensor([3]))
@@ -76,7 +76,7 @@ def test_an_affine_copy_turns_and_a_shifted_one_does_not():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_drawn_depends_on_the_episode_only(kind):
+def test_random_transformations_depend_on_the_episode_only(kind):
     whole = with_augmented_support(EPISODES, kind, 1).support.x
     parts = torch.cat([with_augmented_support(part, kind, 1).support.x for part in EPISODES.split(4)])
     torch.testing.assert_close(parts, whole)

@@ -33,7 +33,7 @@ def parameters(net: nn.Module) -> int:
 
 
 def randomise_batch_norm(net: nn.Module) -> None:
-    """Weights and averages of batch normalisation away from 1 and 0, where an error would not show."""
+    """Set weights and averages of batch normalisation to values other than 0 and 1, which would hide errors."""
     torch.manual_seed(0)
     for layer in net.modules():
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm)):
@@ -67,7 +67,7 @@ def plain_conv4(channels: int, filters: int, stride: bool) -> nn.Sequential:
 
 @pytest.mark.parametrize("downsample", ["stride", "max_pool"])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 35, 40)], ids=str)
-def test_conv4_is_a_plain_network(downsample, shape):
+def test_conv4_matches_a_plain_torch_network(downsample, shape):
     theirs = plain_conv4(shape[0], 8, downsample == "stride")
     randomise_batch_norm(theirs)
     mine = Conv4(shape, filters=8, downsample=downsample)
@@ -138,7 +138,7 @@ def test_max_pool_variant_starts_as_pytorch_does():
 # --- mlp
 
 
-def test_mlp_is_a_plain_network():
+def test_mlp_matches_a_plain_torch_network():
     theirs = nn.Sequential(
         nn.Flatten(),
         *(nn.Linear(3 * 4 * 5, 7), nn.BatchNorm1d(7), nn.ReLU()),
@@ -159,7 +159,7 @@ def test_mlp_has_mamls_widths():
 
 
 @pytest.mark.parametrize("widths", [[], [64, 0], [-1]], ids=str)
-def test_mlp_widths_that_are_none(widths):
+def test_invalid_mlp_widths_are_refused(widths):
     with pytest.raises(FslError, match=r"backbone.widths: .* is not a list of layer widths \(e.g. \[256,64\]\)"):
         MLP((1, 28, 28), widths=widths)
 
@@ -284,7 +284,7 @@ def test_learn2learn_is_found_again():
 
 
 @pytest.mark.slow
-def test_learn2learn_is_imported_without_a_word():
+def test_learn2learn_is_imported_without_output():
     script = "from fsl_cli.optional import learn2learn; learn2learn('algorithms.maml', needed_for='x')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
@@ -298,7 +298,7 @@ class Wrong(nn.Module):
         return x
 
 
-def test_feature_width_refuses_what_is_no_backbone():
+def test_feature_width_refuses_modules_that_are_not_backbones():
     with pytest.raises(FslError, match=r"backbone: gives \[2, 1, 4, 4\] for two examples, not \[2, features\]"):
         feature_width(Wrong(), (1, 4, 4))
     with pytest.raises(FslError, match=r"backbone: does not accept \[3, 28, 28\] examples: "):
@@ -306,7 +306,7 @@ def test_feature_width_refuses_what_is_no_backbone():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_feature_width_leaves_no_trace(training):
+def test_feature_width_leaves_the_backbone_unchanged(training):
     net = Conv4((1, 28, 28)).train(training)
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     feature_width(net, (1, 28, 28))

@@ -1,4 +1,4 @@
-"""Batch normalisation with stated statistics, against torch's own layers and the equation the slow way."""
+"""Batch normalisation with an explicit choice of statistics, against torch's layers and the plain equation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The constructor is the schema: what may be built, from which options."""
+"""Building objects from configuration: the allowed targets and options, as defined by constructors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_build_binds_options_and_runtime_arguments():
 
 
 def test_what_is_valid_is_converted_to_its_type_before_it_is_built():
-    """On the command line ``no`` and a quoted number are words; a word is true."""
+    """``no`` and a quoted number are strings on the command line, and any non-empty string is true."""
     assert maml(first_order="no").first_order is False
     assert maml(first_order="yes").first_order is True
     built = maml(inner_steps="3", inner_lr="0.25", test_inner_steps=2.0)
@@ -163,7 +163,7 @@ def test_a_plain_constructor_has_its_arguments(node):
     assert found == {"algo.options: unknown option (valid: needed, size)", "algo.size: is missing"}
 
 
-def test_takes():
+def test_takes_checks_for_an_argument():
     node = {"_target_": "fsl_cli.algos.maml.MAML"}
     assert build.takes(node, "algo", "engine")
     assert not build.takes({"_target_": "fsl_cli.algos.protonet.ProtoNet"}, "algo", "engine")

@@ -1,4 +1,4 @@
-"""Checkpoints and run folders: whole or not there, data and no code, and of the same configuration."""
+"""Checkpoints and run folders: written atomically, without executable code, and checked against the configuration."""
 
 from __future__ import annotations
 
@@ -157,11 +157,11 @@ def test_files_can_be_read_by_those_the_user_lets_read(tmp_path, mask):
 # --- what is no checkpoint
 
 
-def test_there_is_none(path):
+def test_a_missing_file_is_one_line(path):
     fails(path, "there is no such checkpoint", "fsl train writes checkpoints/{best,last}.pt")
 
 
-def test_a_folder_is_none(tmp_path):
+def test_a_folder_is_not_a_checkpoint(tmp_path):
     fails(tmp_path, "there is no such checkpoint")
 
 

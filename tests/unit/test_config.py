@@ -1,4 +1,4 @@
-"""Configuration: the files below conf/, options, settings, resolving; all problems come together."""
+"""Configuration: the files in conf/, options, settings, resolution; all problems are reported together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def composed(*words: str) -> dict[str, Any]:
 
 @functools.cache
 def member(group: str, name: str) -> dict[str, Any]:
-    """The values with a member, not to be changed."""
+    """The configuration with a member of a group; must not be modified."""
     return composed(f"{group}={name}")
 
 
@@ -267,7 +267,7 @@ def test_a_missing_section_or_target_is_a_problem(default):
     assert [line.split(":")[0] for line in problems(without)] == ["backbone._target_", "train.optimizer._target_"]
 
 
-def test_a_section_that_is_no_mapping_is_a_problem(default):
+def test_a_section_that_is_not_a_mapping_is_a_problem(default):
     assert any(line.startswith("task: ") for line in problems(changed(default, task=5)))
     assert any(line.startswith("algo: ") for line in problems(changed(default, algo="maml")))
 
@@ -350,7 +350,7 @@ def test_a_saved_configuration_cannot_run_code_either(section, default, tmp_path
 # --- defaults that suit an algorithm on a data set
 
 
-def test_what_is_tuned_for_an_algorithm_on_a_data_set_is_followed():
+def test_tuned_defaults_of_an_algorithm_on_a_data_set_are_used():
     names = sorted(path.stem for path in (conf_dir() / TUNED).glob("*.yaml"))
     assert len(names) == 10
     for name in names:
@@ -378,12 +378,12 @@ def test_the_data_set_chooses_a_backbone_unless_the_user_does():
     ],
     ids=str,
 )
-def test_what_does_not_go_together_is_one_line(words, line):
+def test_incompatible_settings_are_one_line(words, line):
     (found,) = problems(composed(*words))
     assert found.startswith(line)
 
 
-def test_every_method_with_an_inner_loop_does_regression_and_no_other():
+def test_exactly_the_methods_with_an_inner_loop_support_regression():
     solvers = set()
     for name in choices("algo"):
         with contextlib.suppress(Problems):

@@ -1,4 +1,4 @@
-"""Conjugate gradients for many systems at once, against `torch.linalg.solve`."""
+"""The conjugate gradient method for many systems at once, against `torch.linalg.solve`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def solve(matrix: Tensor, b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return flattened(x), residual
 
 
-def test_as_many_steps_as_unknowns_solve_every_system():
+def test_n_steps_solve_every_system_of_n_unknowns():
     matrix, b = positive(), normal(TASKS, SIZE)
     x, residual = solve(matrix, b, SIZE)
     torch.testing.assert_close(x, torch.linalg.solve(matrix, b), rtol=1e-8, atol=1e-9)
@@ -48,7 +48,7 @@ def test_as_many_steps_as_unknowns_solve_every_system():
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_fewer_steps_are_those_of_scipy_and_the_residual_is_what_is_left(steps):
+def test_fewer_steps_match_scipy_and_the_residual_is_correct(steps):
     matrix, b = positive(), normal(TASKS, SIZE)
     x, residual = solve(matrix, b, steps)
     for task in range(TASKS):
@@ -66,7 +66,7 @@ def test_steps_after_the_solution_and_systems_of_zeros_are_harmless():
     assert residual.max() == 0
 
 
-def test_a_task_stops_where_its_matrix_bends_downwards_and_the_others_go_on():
+def test_a_task_stops_at_negative_curvature_and_the_others_continue():
     matrix, b = positive(), normal(TASKS, SIZE)
     matrix[0] = -matrix[0]  # at once: b itself
     matrix[1] = torch.diag(torch.tensor([1.0, 2, 3, 4, 5, -1], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""What stands beside the code is true: the example of CONTRIBUTING.md runs, and all versions agree."""
+"""Documents match the code: the example of CONTRIBUTING.md runs, and all version numbers agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_test_to_copy_passes():
+def test_the_example_test_passes():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
     namespace: dict = {}
     exec(code, namespace)

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that behaves, breaks off, refuses or lies."""
+"""Downloads from a local server that works, breaks the connection, refuses or sends wrong data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT; ``script`` says what goes wrong with the first requests, then all is well."""
+    """Serves CONTENT; ``script`` lists the failures of the first requests, after which requests succeed."""
 
     daemon_threads = True
 
@@ -89,7 +89,7 @@ def failure(server: Server, target: Path) -> str:
     return str(caught.value)
 
 
-def test_whole_file_once(server: Server, tmp_path: Path) -> None:
+def test_complete_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "new" / "data.zip"
     seen: list[object] = []
 
@@ -107,14 +107,14 @@ def test_whole_file_once(server: Server, tmp_path: Path) -> None:
     assert not list(target.parent.glob("*.part"))
 
 
-def test_file_that_is_there_is_left_alone(server: Server, tmp_path: Path) -> None:
+def test_existing_file_is_not_downloaded(server: Server, tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(b"repacked by the user")
     fetch(server.url, tmp_path / "data.zip", md5=MD5)
     assert (tmp_path / "data.zip").read_bytes() == b"repacked by the user"
     assert server.ranges == []
 
 
-def test_broken_off_download_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+def test_interrupted_download_resumes(server: Server, tmp_path: Path) -> None:
     server.script = ["break", "break"]
     fetch(server.url, tmp_path / "data.zip", md5=MD5)
     assert (tmp_path / "data.zip").read_bytes() == CONTENT
@@ -123,7 +123,7 @@ def test_broken_off_download_goes_on_where_it_was(server: Server, tmp_path: Path
     assert 75_000 < starts[0] <= 150_000 < starts[1] <= 225_000  # what did not fill a chunk is asked for again
 
 
-def test_next_run_goes_on_after_every_attempt_failed(server: Server, tmp_path: Path) -> None:
+def test_next_run_resumes_after_every_attempt_failed(server: Server, tmp_path: Path) -> None:
     server.script = ["break"] * 3
     assert "broke off" in failure(server, tmp_path / "data.zip")
     fetch(server.url, tmp_path / "data.zip", md5=MD5)
@@ -131,7 +131,7 @@ def test_next_run_goes_on_after_every_attempt_failed(server: Server, tmp_path: P
     assert server.ranges[-1] is not None
 
 
-def test_server_that_cannot_resume_sends_all_again(server: Server, tmp_path: Path) -> None:
+def test_server_without_resuming_sends_the_whole_file_again(server: Server, tmp_path: Path) -> None:
     server.script, server.resumes = ["break"], False
     fetch(server.url, tmp_path / "data.zip", md5=MD5)
     assert (tmp_path / "data.zip").read_bytes() == CONTENT
@@ -139,7 +139,7 @@ def test_server_that_cannot_resume_sends_all_again(server: Server, tmp_path: Pat
 
 
 @pytest.mark.parametrize("leftover", [b"of another version", CONTENT, CONTENT + b"more"])
-def test_useless_leftover_is_dropped(server: Server, tmp_path: Path, leftover: bytes) -> None:
+def test_useless_partial_file_is_discarded(server: Server, tmp_path: Path, leftover: bytes) -> None:
     (tmp_path / "data.zip.part").write_bytes(leftover)
     fetch(server.url, tmp_path / "data.zip", md5=MD5)
     assert (tmp_path / "data.zip").read_bytes() == CONTENT
@@ -151,14 +151,14 @@ def test_wrong_checksum_is_refused(server: Server, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("data*"))
 
 
-def test_right_after_a_wrong_checksum(server: Server, tmp_path: Path) -> None:
+def test_correct_file_after_a_wrong_checksum(server: Server, tmp_path: Path) -> None:
     server.script = ["lie"]
     fetch(server.url, tmp_path / "data.zip", md5=MD5)
     assert (tmp_path / "data.zip").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("status", ["404", "403", "503"])
-def test_refusals_are_said(server: Server, tmp_path: Path, status: str) -> None:
+def test_refused_requests_are_one_line(server: Server, tmp_path: Path, status: str) -> None:
     server.script = [status] * 3
     assert f"127.0.0.1 answered {status}" in failure(server, tmp_path / "data.zip")
     assert len(server.ranges) == 3
@@ -184,7 +184,7 @@ def test_unwritable_folder(server: Server, tmp_path: Path) -> None:
     assert server.ranges == []
 
 
-def test_those_that_start_together_download_once(server: Server, tmp_path: Path) -> None:
+def test_processes_that_start_together_download_once(server: Server, tmp_path: Path) -> None:
     server.script = ["slow"]  # the others are there before the first is done
     threads = [threading.Thread(target=fetch, args=(server.url, tmp_path / "data.zip"), kwargs={"md5": MD5}) for _ in range(4)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Episodes are a pure function of (seed, split, index); their digest, and tasks that the data does not have."""
+"""Episodes are a pure function of (seed, split, index); their digest; tasks that do not fit the data."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_device_does_not_matter(device):
 
 
 def test_golden_episodes():
-    """Printed by these very calls at the first version: if they change, runs of different versions no longer share episodes."""
+    """Values printed by these calls in the first version: if they change, versions no longer share episodes."""
     drawn = EpisodeSampler(numbered([20] * 50), "test", Task(5, 1, 1), 0).indices(0, 2)
     assert drawn.classes.tolist() == [[18, 2, 49, 1, 32], [15, 35, 42, 25, 27]]
     assert drawn.images.tolist() == [
@@ -230,7 +230,7 @@ def test_digest_is_a_function_of_the_episodes_alone():
     ],
     ids=str,
 )
-def test_tasks_that_the_data_does_not_have(task, messages):
+def test_tasks_that_do_not_fit_the_data_are_refused(task, messages):
     source = numbered([9, 20, 11, 9, 9, 30])
     found = [str(problem) for problem in task_problems(source.counts, "val", task)]
     assert len(found) == len(messages)

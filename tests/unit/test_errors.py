@@ -1,4 +1,4 @@
-"""Errors are one line, and come together."""
+"""Errors are one line each and are reported together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta-testing: one value per episode, the same whatever the chunk, and every image embedded once where that is enough."""
+"""Meta-testing: one value per episode, for any chunk size, and every image embedded once if embeddings suffice."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALGORITHMS = {"protonet": protonet, "transductive": transductive, "meta-sgd": me
 
 
 @pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
-def test_evaluate_scores_each_episode_as_the_slow_loop_does(make):
+def test_evaluate_matches_a_plain_loop_over_episodes(make):
     torch.manual_seed(0)
     algorithm, sampler = make(), EpisodeSampler(striped_classes(seed=1), "test", TASK, 0)
     scores = evaluate(algorithm, sampler, 11, Hardware(torch.device("cpu"), "fp32", 4))
@@ -74,7 +74,7 @@ def test_evaluate_does_not_depend_on_the_chunk(make, chunk):
 
 @pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
 @pytest.mark.parametrize("mode", [True, False])
-def test_evaluate_leaves_no_trace(make, mode):
+def test_evaluate_leaves_the_algorithm_unchanged(make, mode):
     algorithm = make().train(mode)
     before = everything(algorithm)
     evaluate(algorithm, EpisodeSampler(striped_classes(seed=1), "test", TASK, 0), 5, CPU)
@@ -94,7 +94,7 @@ def test_evaluate_restores_the_mode_when_it_fails(make, part, monkeypatch):
 
 
 class Doubles(EpisodeSampler):
-    """Episodes in float64, which remembers what images it was asked for."""
+    """Episodes in float64; records which images were requested."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -119,7 +119,7 @@ def exact(batch_norm: str = "inductive", **options: Any) -> ProtoNet:
 @pytest.mark.parametrize("task", [TASK, Task(5, 3, 4)], ids=str)
 @pytest.mark.parametrize("distance", ["sqeuclidean", "cosine"])
 @pytest.mark.parametrize(("chunk", "images"), [(1, 256), (3, 7), (64, 1), (64, 256)])
-def test_embedding_every_image_once_gives_what_predict_gives(task, distance, chunk, images, monkeypatch):
+def test_embedding_every_image_once_matches_predict(task, distance, chunk, images, monkeypatch):
     monkeypatch.setattr(evaluation, "_IMAGES", images)
     monkeypatch.setattr(evaluation, "_DRAWN", 16)
     algorithm, sampler = exact(distance=distance), doubles(task)
@@ -142,7 +142,7 @@ def test_only_images_that_occur_are_embedded_and_each_once(chunk, monkeypatch):
     assert len(expected) < len(sampler.source.images)
 
 
-def test_an_episode_that_needs_its_images_together_gets_them(monkeypatch):
+def test_transductive_episodes_are_embedded_as_a_whole(monkeypatch):
     algorithm, sampler = exact("transductive"), doubles()
     monkeypatch.setattr(algorithm, "embed", lambda images: 1 / 0)
     scores = evaluate(algorithm, sampler, 20, CPU)
@@ -153,7 +153,7 @@ def test_an_episode_that_needs_its_images_together_gets_them(monkeypatch):
     assert not np.allclose(scores["loss"], apart)
 
 
-def test_embedding_is_half_of_the_progress(monkeypatch):
+def test_embedding_counts_as_half_of_the_progress(monkeypatch):
     monkeypatch.setattr(evaluation, "_IMAGES", 10)
     counted: list[int] = []
     algorithm, embed, classified = exact(), [], []
@@ -168,7 +168,7 @@ def test_embedding_is_half_of_the_progress(monkeypatch):
 
 
 class Halves(Algorithm):
-    """Says class 0 for every query, and along its curve the share of the points passed."""
+    """Predicts class 0 for every query; its curves are functions of the episodes' seeds."""
 
     transductive = False
 

@@ -1,4 +1,4 @@
-"""Feature maps are what a backbone pools."""
+"""Feature maps are the input of a backbone's pooling layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fsl_cli.backbones.mlp import MLP
     [("stride", (1, 28, 28), (6, 2, 2)), ("max_pool", (1, 28, 28), (6, 1, 1)), ("max_pool", (3, 84, 40), (6, 5, 2))],
     ids=str,
 )
-def test_the_maps_of_conv4_are_what_its_blocks_give(downsample, image_shape, shape):
+def test_the_maps_of_conv4_are_the_output_of_its_blocks(downsample, image_shape, shape):
     net = Conv4(image_shape, filters=6, downsample=downsample)
     before = copy.deepcopy(net)
     maps = FeatureMaps(net, image_shape)
@@ -38,7 +38,7 @@ def test_flat_features_are_maps_of_one_position():
     torch.testing.assert_close(maps(images)[..., 0, 0], net(images))
 
 
-def test_a_network_that_pools_in_the_middle_is_left_as_it_is():
+def test_a_network_with_layers_after_pooling_is_unchanged():
     class Middle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -53,7 +53,7 @@ def test_a_network_that_pools_in_the_middle_is_left_as_it_is():
     assert isinstance(net.pool, nn.AvgPool2d)
 
 
-def test_looking_at_the_shape_changes_nothing():
+def test_determining_the_shape_leaves_the_backbone_unchanged():
     net = Conv4((1, 16, 16), filters=3).train()
     before = copy.deepcopy(net.state_dict())
     maps = FeatureMaps(net, (1, 16, 16))

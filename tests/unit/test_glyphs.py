@@ -1,4 +1,4 @@
-"""Glyphs: enough classes, told apart by eye, no test class with a twin elsewhere, and the same for everybody."""
+"""Glyphs: enough distinguishable classes, no lookalikes of test classes in other splits, reproducible everywhere."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_no_test_class_has_a_twin_in_another_split(packed: dict[str, ClassImages
         assert all(len(pictures[split]) == len(codes[split]) for split in SPLITS)
 
 
-def test_that_test_sees_twins() -> None:
+def test_the_twin_test_detects_twins() -> None:
     latin, twins = outlines([0x41], UPRIGHT[0]), outlines([0x391, 0x410, 0x42], UPRIGHT[0])
     np.testing.assert_array_equal((latin @ twins.T > 0.99)[0], [True, True, False])
 

@@ -1,4 +1,4 @@
-"""Device, precision, threads and determinism; the same state whatever was set before."""
+"""Device, precision, threads and determinism; the resulting state does not depend on earlier settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports run one way, and light things stay light. What is imported is seen in fresh processes."""
+"""Imports follow one order, and commands that need no torch do not import it. Checked in new processes."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ LEAVES = [name for name in MODULES if name != "fsl_cli" and wing(name) in LEAF_P
 
 
 def brought_by(modules: list[str], forbidden: tuple[str, ...]) -> dict[str, list[str]]:
-    """Which of the forbidden packages each module is the first to bring along."""
+    """The forbidden packages that each module is the first to import."""
     request = json.dumps({"modules": modules, "forbidden": list(forbidden)})
     done = subprocess.run([sys.executable, "-c", BRINGS, request], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
-def test_leaves_know_neither_hydra_nor_wandb_nor_rich():
+def test_low_level_modules_do_not_import_hydra_wandb_or_rich():
     assert {wing(name) for name in LEAVES} == set(LEAF_PACKAGES)
     assert len(LEAVES) >= 80
     brought = brought_by([*LEAVES, "fsl_cli.settings.resolve", "fsl_cli.show.console"], (*SERVANTS, "learn2learn"))
@@ -92,7 +92,7 @@ print(json.dumps([code, sorted({name.split(".")[0] for name in sys.modules} & he
     [["--help"], [], ["--version"], ["trian"], ["ls"], ["ls", "algo", "dataset"], *([verb, "--help"] for verb in VERBS)],
     ids=" ".join,
 )
-def test_help_and_ls_are_light(words):
+def test_help_and_ls_do_not_import_large_libraries(words):
     done = subprocess.run([sys.executable, "-c", LIGHT, json.dumps(words)], capture_output=True, text=True, check=True)
     code, heavy = json.loads(done.stderr.splitlines()[-1])
     assert heavy == []
@@ -113,7 +113,7 @@ def test_threads_wait_passively_unless_the_user_decides(given, expected):
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports, those inside functions too."""
+    """Modules that a file imports, including imports inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -139,7 +139,7 @@ def of(*names: str) -> set[str]:
     return {f"fsl_cli.{name}" for name in names}
 
 
-def test_each_library_is_known_to_few():
+def test_each_library_is_imported_by_few_modules():
     assert len(SOURCES) > 80
     assert users("wandb") <= of("results.tracking", "commands.doctor")
     assert users("rich") == of("show.console")
@@ -159,5 +159,5 @@ def test_imports_run_one_way(lower):
         assert not wrong, f"{name} imports {wrong}"
 
 
-def test_every_part_has_its_place_in_the_order():
+def test_every_part_is_in_the_import_order():
     assert {wing(name) for name in MODULES if name != "fsl_cli"} == set(ORDER)

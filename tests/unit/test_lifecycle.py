@@ -1,4 +1,4 @@
-"""How a run's end is recorded, wherever it comes."""
+"""The end of a run is recorded, wherever it happens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _status(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt, "interrupted"), (OSError, "failed")])
-def test_a_stop_while_the_folder_is_taken_is_recorded(tmp_path, monkeypatch, error, state):
+def test_a_stop_while_the_folder_is_claimed_is_recorded(tmp_path, monkeypatch, error, state):
     def stop(*arguments):
         raise error
 

@@ -1,4 +1,4 @@
-"""Memory that runs out: the step is repeated with half as many episodes at once, as if that had been tried first.
+"""Out of memory: the step is repeated with half as many episodes at once, with the same result as if started so.
 
 There may be no GPU here: algorithms are made to raise what PyTorch raises.
 """
@@ -65,7 +65,7 @@ def state(done: Training) -> dict[str, Any]:
 
 
 def limited(algorithm: Algorithm, method: str, too_much: Callable[[int], bool]) -> list[int]:
-    """Let a method compute, which leaves its traces, and then run out of memory. Returns the sizes it was called with."""
+    """Make a method compute, with its side effects, and then run out of memory. Returns the sizes it was called with."""
     compute, sizes = getattr(algorithm, method), []
 
     def out_of_memory(*args: Any) -> Any:
@@ -81,7 +81,7 @@ def limited(algorithm: Algorithm, method: str, too_much: Callable[[int], bool]) 
 
 @pytest.mark.parametrize("make", [protonet, maml])
 @pytest.mark.parametrize(("chunk", "fits", "ends"), [(6, 3, 3), (64, 3, 3), (6, 2, 1), (5, 2, 2)])
-def test_training_is_that_of_the_smaller_chunk(make, chunk, fits, ends):
+def test_training_equals_training_with_the_smaller_chunk(make, chunk, fits, ends):
     done, warnings = new_training(make, chunk)
     sizes = limited(done.algorithm, "loss", lambda size: size > fits)
     rows = finish(done)
@@ -96,7 +96,7 @@ def test_training_is_that_of_the_smaller_chunk(make, chunk, fits, ends):
 
 
 @pytest.mark.parametrize("make", [protonet, maml])
-def test_a_step_that_was_half_done_is_begun_anew(make):
+def test_a_partial_step_is_restarted(make):
     done, warnings = new_training(make, 4)  # chunks of 4 and 2
     calls: list[int] = []
     limited(done.algorithm, "loss", lambda size: calls.append(size) or len(calls) == 6)
@@ -117,7 +117,7 @@ def test_a_step_that_was_half_done_is_begun_anew(make):
 
 
 @pytest.mark.parametrize(("make", "method"), [(transductive, "predict"), (maml, "predict"), (protonet, "embed")])
-def test_evaluation_is_that_of_the_smaller_chunk(make, method):
+def test_evaluation_equals_evaluation_with_the_smaller_chunk(make, method):
     algorithm, sampler = make(), EpisodeSampler(striped_classes(40, seed=1), "test", TASK, 0)
     fits = 2 * 9 if method == "embed" else 2  # images or episodes
     warnings: list[str] = []
@@ -154,7 +154,7 @@ def test_one_episode_that_does_not_fit_is_an_error_with_a_hint(method, work):
     assert is_same(before, done.algorithm.state_dict()) == (method == "loss")
 
 
-def test_other_errors_are_not_about_memory():
+def test_other_errors_are_not_treated_as_out_of_memory():
     done, warnings = new_training(maml, 6)
     done.algorithm.loss = lambda episodes: 1 / 0  # type: ignore[method-assign, assignment]
     with pytest.raises(ZeroDivisionError):

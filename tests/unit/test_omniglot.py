@@ -1,4 +1,4 @@
-"""Omniglot: the right classes, the right pixels, and one clear line for everything that can be wrong with the data."""
+"""Omniglot: classes, pixels, and a one-line error for every problem of the data."""
 
 from __future__ import annotations
 
@@ -157,13 +157,13 @@ def test_repacked_zips_with_leftovers_are_fine(toy: Path, tmp_path: Path, toy_fi
 
 
 @pytest.mark.parametrize("place", ["omniglot", ".", "omniglot-py"])
-def test_places_that_are_looked_at(toy: Path, tmp_path: Path, place: str) -> None:
+def test_every_documented_folder_is_searched(toy: Path, tmp_path: Path, place: str) -> None:
     elsewhere = tmp_path / "elsewhere" / place
     shutil.copytree(toy / "omniglot", elsewhere)
     assert len(load(tmp_path / "elsewhere", tmp_path / "cache")["test"]) == 423
 
 
-def test_changed_data_is_packed_anew(toy: Path, tmp_path: Path, toy_files: dict[str, dict[str, bytes]]) -> None:
+def test_changed_data_is_packed_again(toy: Path, tmp_path: Path, toy_files: dict[str, dict[str, bytes]]) -> None:
     for archive in ARCHIVES:
         with zipfile.ZipFile(toy / "omniglot" / f"{archive}.zip") as zipped:
             zipped.extractall(tmp_path / "extracted")

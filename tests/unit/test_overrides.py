@@ -1,4 +1,4 @@
-"""Overrides: flags anywhere, unknown words with their close match, sweeps expanded as Hydra does."""
+"""Overrides: flags in any position, close matches of unknown words, sweeps expanded as by Hydra."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def problems(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     "flag", [["-m"], ["--multirun"], ["--cfg", "job"], ["--cfg=job"], ["-c", "job"], ["--info=all"]], ids=str
 )
-def test_a_flag_may_stand_anywhere(flag):
+def test_a_flag_may_be_anywhere(flag):
     words = ["algo=maml", "seed=1,2", "train.iterations=3"]
     for position in range(len(words) + 1):
         flags, rest = overrides.split_flags([*words[:position], *flag, *words[position:]])
@@ -66,7 +66,7 @@ def test_unknown_flags(words, message):
 # --- grammar
 
 
-def test_all_words_that_are_no_overrides_are_reported_together():
+def test_all_invalid_overrides_are_reported_together():
     found = problems("algo", "seed=1", "data_dir=a:{b", "=3")
     assert found[0] == "algo: is no override (write key=value)"
     assert found[1].startswith("data_dir=a:{b: is no override (quote the value: key='value')")
@@ -94,7 +94,7 @@ def test_all_words_that_are_no_overrides_are_reported_together():
         "hydra/job_logging=none",
     ],
 )
-def test_words_that_are_right(word):
+def test_valid_words(word):
     check([word])
 
 
@@ -144,7 +144,7 @@ def test_keys_are_those_of_the_chosen_member():
     assert line.startswith("algo.distance=cosine: there is no such key")
 
 
-def test_an_option_a_constructor_would_refuse_is_left_to_it():
+def test_added_options_are_checked_by_the_constructor():
     """``+`` may add an option that the YAML file does not name; the signature decides, in `build.check`."""
     check(["+train.optimizer.amsgrad=true"])
     assert composed("+train.optimizer.amsgrad=true")["train"]["optimizer"]["amsgrad"] is True
@@ -193,7 +193,7 @@ wandb: {tags: []}
 
 
 def test_jobs_are_those_that_hydra_runs(warm, tmp_path):
-    """An application of Hydra's with the same keys, which says the overrides of every job it runs."""
+    """A Hydra application with the same keys, which prints the overrides of every job."""
     (tmp_path / "algo").mkdir()
     for name in ("maml", "protonet"):
         (tmp_path / "algo" / f"{name}.yaml").write_text(f"name: {name}\n")
@@ -315,7 +315,7 @@ def test_flags_that_would_train_something_else_are_refused(flag):
         overrides.split_flags([flag, "seed=1"])
 
 
-def test_a_grid_has_no_intervals():
+def test_a_grid_sweep_does_not_accept_intervals():
     with pytest.raises(FslError, match=r"a grid cannot sweep this \(name the values: "):
         jobs("seed=1", "algo.inner_lr=interval(0.1,0.4)")
 

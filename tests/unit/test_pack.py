@@ -1,4 +1,4 @@
-"""Packs: what is written is what is read, whole or not at all, once."""
+"""Packs are read back as written, never partially written, and written once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages of others: how they are found, what of them may be built, and what is said when one is missing."""
+"""Plug-in packages: how they are found, which of their classes may be built, and errors for missing ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ YAML = "# @package _global_\n# Mine: as it is.\nalgo:\n  name: {name}\n  _target
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No plug-ins but those of the test, whose modules are forgotten afterwards."""
+    """Only the plug-ins of the test; their modules are unloaded afterwards."""
     monkeypatch.delenv(plugins.VARIABLE, raising=False)
     monkeypatch.setattr(sys, "path", [*sys.path])
     plugins._installed.cache_clear()

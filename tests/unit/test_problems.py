@@ -22,7 +22,7 @@ def examples(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     return outputs, torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
 
 
-def test_losses_and_scores_are_the_formulas_over_the_rows_that_count():
+def test_losses_and_scores_match_the_formulas_over_unmasked_rows():
     logits, labels = examples(Classification(3))
     for task in range(2):
         rows = [row for row in range(4) if MASK[task, row]]
@@ -44,7 +44,7 @@ def test_losses_and_scores_are_the_formulas_over_the_rows_that_count():
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-def test_derivatives_are_those_of_autograd(problem, masked):
+def test_derivatives_match_autograd(problem, masked):
     outputs, targets = examples(problem)
     mask = MASK if masked else None
     outputs.requires_grad_()
@@ -59,7 +59,7 @@ def test_derivatives_are_those_of_autograd(problem, masked):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-def test_one_episode_has_the_loss_it_has_among_others(problem):
+def test_the_loss_of_an_episode_does_not_depend_on_the_batch(problem):
     outputs, targets = examples(problem)
     both = problem.loss(outputs, targets)
     torch.testing.assert_close(torch.stack([problem.loss(*each) for each in zip(outputs, targets, strict=True)]), both)

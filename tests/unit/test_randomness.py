@@ -1,4 +1,4 @@
-"""Random numbers of an episode against SplitMix64 in Python's integers, and against uniformity."""
+"""Random numbers of an episode against SplitMix64 in Python integers; tests of uniformity."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_episode_seeds_are_the_published_outputs_of_splitmix64():
     assert episode_seeds(1234567, 2, 3).tolist() == episode_seeds(1234567, 0, 5).tolist()[2:]
 
 
-def test_uniform_is_the_slow_way():
+def test_uniform_matches_a_plain_python_loop():
     import zlib
 
     seeds = episode_seeds(2**63 + 5, 7, 3)

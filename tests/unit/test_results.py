@@ -1,4 +1,4 @@
-"""Results: what is written is what is read, and what version 0.1.0 wrote is read too."""
+"""Results are read back as written, including those of version 0.1.0."""
 
 from __future__ import annotations
 

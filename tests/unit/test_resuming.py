@@ -1,4 +1,4 @@
-"""A training that is stopped anywhere and continued ends bit-identically."""
+"""Training that is stopped anywhere and resumed ends with bit-identical results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEDULE = {"schedule": "cosine", "clip_grad_norm": 1.0}
 
 
 def state(training: Training) -> dict[str, Any]:
-    """All that decides how a training goes on, without the time it took."""
+    """The complete training state, without the elapsed time."""
     values = copy.deepcopy(training.state_dict())
     del values["progress"]["seconds"]
     values["progress"]["window"].pop("seconds", None)
@@ -42,7 +42,7 @@ def stopped(make: Callable[[], Algorithm], at: Callable[[str, int], None]) -> Re
 
 
 def continued(make: Callable[[], Algorithm], stopped_training: Training, path: Path) -> Recorder:
-    """A training in a process that knows nothing but the checkpoint."""
+    """Training resumed from a checkpoint alone, as in a new process."""
     checkpoint.save(path, stopped_training.state_dict())
     payload = checkpoint.load(path)
     fresh = new_training(make, seed=99, **SCHEDULE)
@@ -59,7 +59,7 @@ def assert_same_end(whole: Recorder, first: Recorder, second: Recorder) -> None:
 
 
 @pytest.mark.parametrize("iteration", range(1, 7))
-def test_stopped_after_any_iteration_and_continued(uninterrupted, iteration, tmp_path):
+def test_training_resumes_after_any_iteration(uninterrupted, iteration, tmp_path):
     make, whole = uninterrupted
 
     def stop(event: str, now: int) -> None:
@@ -77,8 +77,8 @@ def test_stopped_after_any_iteration_and_continued(uninterrupted, iteration, tmp
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("event", ["loss", "log", "validate", "save"])
-def test_a_signal_in_the_middle_of_anything_can_be_continued(uninterrupted, event, number, tmp_path, monkeypatch):
-    """Steps and saves are finished first; an interrupted validation is done again."""
+def test_training_resumes_after_a_signal_at_any_point(uninterrupted, event, number, tmp_path, monkeypatch):
+    """Steps and checkpoints are completed first; an interrupted validation is repeated."""
     make, whole = uninterrupted
 
     def interrupt(*ignored: Any) -> None:
@@ -115,7 +115,7 @@ def test_a_signal_in_the_middle_of_anything_can_be_continued(uninterrupted, even
 
 
 def test_the_checks_above_can_fail(uninterrupted, tmp_path):
-    """A training that goes on with other random numbers, or from the weights alone, ends elsewhere."""
+    """Training resumed with other random numbers, or from the weights alone, ends with different results."""
     make, whole = uninterrupted
 
     def stop(event: str, now: int) -> None:
@@ -148,7 +148,7 @@ def test_a_finished_training_that_is_given_more_iterations_has_the_rate_of_the_n
     assert rate_of(longer) == rate_of(long) > 0
 
 
-def test_asking_for_the_state_changes_nothing(uninterrupted):
+def test_reading_the_state_changes_nothing(uninterrupted):
     make, whole = uninterrupted
     again = Recorder(new_training(make, **SCHEDULE))
     again.at = lambda event, iteration: again.training.state_dict() and None

@@ -58,7 +58,7 @@ def test_splits_seeds_and_episodes_differ():
     assert not torch.equal(one, points(sampler(seed=1).batch(0, 2)))
 
 
-def test_the_digest_names_the_episodes():
+def test_the_digest_identifies_the_episodes():
     assert sampler().digest(5) == sampler().digest(5)
     others = [sampler().digest(6), sampler("val").digest(5), sampler(seed=1).digest(5), sampler(task=Task(1, 5, 20)).digest(5)]
     assert len({sampler().digest(5), *others}) == 5

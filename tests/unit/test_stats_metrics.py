@@ -60,7 +60,7 @@ def test_no_values_is_an_error():
         t_interval([])
 
 
-def test_any_array_will_do():
+def test_any_array_type_is_accepted():
     values = [0.1, 0.4, 0.35]
     arrays = [values, tuple(values), np.array(values), torch.tensor(values, dtype=torch.float64)]
     assert len({t_interval(each) for each in arrays}) == 1

@@ -96,7 +96,7 @@ def test_a_crash_while_dropping_lines_leaves_the_old_file(tmp_path, monkeypatch)
     assert [line["iteration"] for line in read_metrics(path)] == [1, 2]
 
 
-def test_there_are_no_metrics_yet(tmp_path):
+def test_a_missing_metrics_file_has_no_lines(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
@@ -158,7 +158,7 @@ def first(two_runs) -> tuple[Path, dict[str, Any], dict[str, Any], WandbFile]:
 
 
 def without_its_own(row: dict[str, Any]) -> dict[str, Any]:
-    """Without what W&B adds."""
+    """Metrics without the keys that W&B adds."""
     return {key: value for key, value in row.items() if not key.startswith("_")}
 
 
@@ -252,8 +252,8 @@ def test_disabled_works_and_leaves_nothing_of_wandb(tmp_path, monkeypatch):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 8
 
 
-def test_a_file_that_is_damaged_is_noticed(first):
-    """The reader of these tests is itself worth a test."""
+def test_a_damaged_file_is_detected(first):
+    """Tests the file reader that the other tests use."""
     folder, *_ = first
     log = bytearray(find_wandb(folder).read_bytes())
     log[len(log) // 2] ^= 1

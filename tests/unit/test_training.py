@@ -114,7 +114,7 @@ def test_metrics_of_an_algorithm_are_logged():
 
 
 def rates(**changes: Any) -> list[float]:
-    """The learning rate that each step really uses."""
+    """The learning rate used by each step."""
     done, used = exact_training(chunk=5, lr=0.2, meta_batch=1, **changes), []
     done.optimizer.register_step_pre_hook(lambda optimizer, *ignored: used.append(optimizer.param_groups[0]["lr"]))
     for _ in range(changes["iterations"]):
@@ -146,7 +146,7 @@ def test_the_schedules_are_torchs_and_their_formulas():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_schedule_by_minutes_goes_by_the_clock(schedule):
+def test_a_schedule_by_minutes_follows_the_training_time(schedule):
     clock = [0.0]
     by_minutes = rate_factor(train_settings(schedule=schedule, schedule_by="minutes", max_minutes=2.0), lambda: clock[0])
     by_iterations = rate_factor(train_settings(schedule=schedule, iterations=120))
@@ -155,7 +155,7 @@ def test_a_schedule_by_minutes_goes_by_the_clock(schedule):
         assert by_minutes(7) == pytest.approx(by_iterations(second))
 
 
-def test_the_clock_is_that_of_the_training():
+def test_the_schedule_uses_the_time_of_the_training():
     done = new_training(protonet, iterations=1000, schedule="linear", schedule_by="minutes", max_minutes=1.0)
     done.progress.seconds = 45.0
     done.step()
@@ -163,7 +163,7 @@ def test_the_clock_is_that_of_the_training():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_what_ends_at_zero_stays_there(schedule):
+def test_schedules_that_end_at_zero_stay_at_zero(schedule):
     factor = rate_factor(train_settings(iterations=10, schedule=schedule))
     assert factor(0) == 1
     assert factor(10) == pytest.approx(0)
@@ -177,7 +177,7 @@ def moved(clip: float | None) -> torch.Tensor:
     return torch.cat([each.detach().flatten() for each in done.algorithm.parameters()]) - before
 
 
-def test_clipping_shortens_the_gradient_of_all_parameters_together():
+def test_clipping_scales_the_gradient_of_all_parameters_by_its_total_norm():
     free = moved(None)
     norm = free.norm().item()
     assert moved(norm / 10).norm().item() == pytest.approx(norm / 10, rel=1e-4)
@@ -201,7 +201,7 @@ def test_the_last_iteration_is_validated_once():
     assert recorder.saved == [(2, True), (4, False)]
 
 
-def test_patience_stops_after_so_many_validations_without_improvement():
+def test_patience_stops_after_that_many_validations_without_improvement():
     accuracies = [0.3, 0.5, 0.5, 0.4, 0.9]
     recorder = Recorder(new_training(protonet, iterations=100, val_every=1, patience=2), accuracies=accuracies).run()
     assert recorder.training.progress.iteration == 4
@@ -210,7 +210,7 @@ def test_patience_stops_after_so_many_validations_without_improvement():
     assert patient.training.progress.iteration == 5
 
 
-def test_patience_counts_across_a_resumption():
+def test_patience_is_counted_across_a_resumption():
     first = new_training(protonet, iterations=2, val_every=1, patience=2)
     Recorder(first, accuracies=[0.5, 0.4]).run()
     second = new_training(protonet, iterations=100, val_every=1, patience=2)
@@ -220,7 +220,7 @@ def test_patience_counts_across_a_resumption():
 
 
 class Clock:
-    """Time that passes when a step reads it."""
+    """A clock that advances whenever it is read."""
 
     def __init__(self, seconds: float) -> None:
         self.now, self.seconds = 0.0, seconds
@@ -243,8 +243,8 @@ def test_max_minutes_stops_and_validates(monkeypatch):
 
 
 @pytest.mark.parametrize("log_every", [1, 3, 100])
-def test_waiting_for_a_gpu_belongs_to_the_step(log_every, monkeypatch):
-    """The work of a GPU is over when its numbers have been read, which here takes ten seconds a step."""
+def test_waiting_for_a_gpu_is_part_of_the_step_time(log_every, monkeypatch):
+    """Reading the values waits for the GPU, which is simulated here to take ten seconds per step."""
     clock = Clock(0.0)
     monkeypatch.setattr(training, "time", clock)
     done = new_training(protonet, iterations=7, log_every=log_every)
@@ -259,7 +259,7 @@ def test_waiting_for_a_gpu_belongs_to_the_step(log_every, monkeypatch):
     assert done.progress.seconds == 70
 
 
-def test_minutes_count_across_a_resumption(monkeypatch):
+def test_minutes_are_counted_across_a_resumption(monkeypatch):
     monkeypatch.setattr(training, "time", Clock(20.0))
     first = new_training(protonet, iterations=2, max_minutes=1.5)
     Recorder(first, accuracies=[0.5]).run()

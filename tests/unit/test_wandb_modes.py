@@ -1,4 +1,4 @@
-"""Online, offline or disabled, and the keys of W&B, which are found where W&B finds them."""
+"""W&B modes (online, offline, disabled), and API keys, which are found in the same places as by W&B."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def wandb_finds_a_key() -> bool:
-    """What W&B itself says."""
+    """The API key according to W&B itself."""
     import wandb
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib.wbauth import wbnetrc
@@ -141,7 +141,7 @@ def test_a_key_in_the_environment_is_found(no_key, monkeypatch, name):
 
 
 @pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
-def test_a_mode_that_is_named_is_taken(no_key, monkeypatch, mode):
+def test_an_explicit_mode_is_used(no_key, monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", "disabled" if mode == "online" else "online")
     assert tracking.resolve_mode(mode) == mode
 
