@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Results:
         curves: points of each curve by its name.
         episodes_seed: of the test episodes.
         episodes_digest: a hash of the test episodes.
-        folder: where they were written; None where they were not read or written as files.
+        folder: the run folder that they were written to or read from; None: neither.
     """
 
     algo: str
@@ -107,7 +107,7 @@ class Results:
         Raises:
             ValueError: the version is a later one.
             KeyError: something is missing.
-            TypeError: something is not what it should be.
+            TypeError, AttributeError: something is not what it should be.
         """
         version = content.get("version", 1)
         if version > VERSION:
@@ -147,6 +147,6 @@ def read_results(path: Path) -> Results | None:
     if content is None:
         return None
     try:
-        return Results.from_json(content)
-    except (ValueError, KeyError, TypeError) as error:
+        return replace(Results.from_json(content), folder=path.parent)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FslError(f"holds no results that can be read: {error}", where=str(path), hint="evaluate the run again") from error

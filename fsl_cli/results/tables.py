@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,11 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
         status = {"state": "failed", "error": error}
     state = str(status["state"])
     if results is None and status.get("tested") is False:
-        return {**dict.fromkeys(COLUMNS, ""), **described(run.read_config()), "run": name, "state": state}
+        return {**dict.fromkeys(COLUMNS, ""), **_known(run), "run": name, "state": state}
     if results is None or state == "failed":
         reason = str(status.get("error", "no results"))
-        known = described(run.read_config()) if run.config.is_file() else {}
         task = {key: str(value) for key, value in status.get("task", {}).items()}
-        return {**dict.fromkeys(COLUMNS, ""), **known, **task, "run": name, "state": f"{state}: {reason}"}
+        return {**dict.fromkeys(COLUMNS, ""), **_known(run), **task, "run": name, "state": f"{state}: {reason}"}
     headline, score = results.headline, results.score
     return {
         "run": name,
@@ -78,8 +78,17 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
 
 def described(config: Mapping[str, Any]) -> dict[str, str]:
     """What a configuration says of a run that has no results."""
-    known = {"algo": config["algo"]["name"], "dataset": config["dataset"]["name"], "seed": config["seed"]}
-    return {key: str(value) for key, value in (known | config["task"]).items() if key in COLUMNS and value is not None}
+    named = {key: (config.get(key) or {}).get("name") for key in ("algo", "dataset")}
+    known = {**named, "seed": config.get("seed"), **(config.get("task") or {})}
+    return {key: str(value) for key, value in known.items() if key in COLUMNS and value is not None}
+
+
+def _known(run: RunFolder) -> dict[str, str]:
+    """`described` of a run folder; nothing where its configuration is missing or damaged."""
+    try:
+        return described(run.read_config())
+    except FslError:
+        return {}
 
 
 def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> str:
@@ -125,8 +134,11 @@ def main() -> int:
 
 def _rank(argument: Path) -> tuple[bool, float]:
     """Where a run comes in a table: the best first, those without results last."""
-    results = read_results(RunFolder(Path(str(argument).rpartition("=")[2])).results)
-    if results is None:
+    try:
+        results = read_results(RunFolder(Path(str(argument).rpartition("=")[2])).results)
+    except FslError:  # its row says so
+        results = None
+    if results is None or math.isnan(results.score.mean):
         return True, 0.0
     return False, -results.score.mean if results.headline.higher_is_better else results.score.mean
 

@@ -131,7 +131,8 @@ class Experiment:
                     numbers = lines.training_numbers(self.headline, values)
                     bar.numbers(iteration, numbers, self.training.seconds_left(values["train/seconds_per_iteration"]))
                 else:
-                    console.say(lines.validation_line(self.headline, iteration, total, values, progress.best_score))
+                    best = progress.best_iteration == iteration
+                    console.say(lines.validation_line(self.headline, iteration, total, values, best))
 
             try:
                 self.training.run(Hooks(log, self._validate, self._save, bar.advance))
@@ -140,8 +141,8 @@ class Experiment:
                 with held_back():  # a second Ctrl-C must not leave half a checkpoint
                     checkpoint.save(self.folder.last, self._payload(), self.folder.write)
                 raise
-        best, at = progress.best_score, progress.best_iteration
-        console.say(lines.trained_line(self.headline, progress.iteration, progress.seconds, best, at))
+        score, at = progress.best_score, progress.best_iteration
+        console.say(lines.trained_line(self.headline, progress.iteration, progress.seconds, score, at))
 
     def _validate(self) -> dict[str, float]:
         scores = evaluate(self.parts.algorithm, self.validation, self.settings.train.val_episodes, self.parts.hardware)

@@ -38,12 +38,11 @@ def training_numbers(headline: Score, values: Mapping[str, float]) -> str:
     return f"loss {values['train/loss']:.3f}  {headline.name} {score}  {values['train/tasks_per_second']:.3g} tasks/s"
 
 
-def validation_line(headline: Score, iteration: int, total: int, values: Mapping[str, float], best: float | None) -> str:
-    """The line of a validation; ``best`` is the best score so far, this one included, None if it is not known."""
+def validation_line(headline: Score, iteration: int, total: int, values: Mapping[str, float], best: bool) -> str:
+    """The line of a validation; ``best``: its score is better than all before."""
     mean, half = (values[f"val/{headline.name}{part}"] for part in ("", "_ci95"))
     loss = f"  loss {values['val/loss']:.3f}" if "val/loss" in values else ""
-    note = "" if best is None or headline.better(best, mean) else "  best so far"
-    return f"val  {iteration}/{total}  {headline.name} {headline.text(mean, half)}{loss}{note}"
+    return f"val  {iteration}/{total}  {headline.name} {headline.text(mean, half)}{loss}{'  best so far' if best else ''}"
 
 
 def trained_line(headline: Score, iterations: int, seconds: float, best: float | None, at: int) -> str:

@@ -126,6 +126,12 @@ def test_the_tested_checkpoint_is_the_best_by_validation(small):
     assert torch.load(folder / "checkpoints/best.pt", weights_only=True)["progress"]["iteration"] == best
 
 
+def test_a_validation_that_only_equals_the_best_is_not_called_the_best(fsl, tmp_path):
+    still = ("train.optimizer.lr=0", "backbone.batch_norm=false")
+    out = fsl("train", *merged(("algo=protonet", *still, f"hydra.run.dir={tmp_path / 'run'}"))).out
+    assert [line.endswith("best so far") for line in out.splitlines() if line.startswith("val ")] == [True, False, False]
+
+
 def test_killed_without_warning_it_resumes_bit_identically(small, warm, fsl, tmp_path):
     whole = small("whole", "train.iterations=40", "train.log_every=3", "train.val_every=4")
     folder = tmp_path / "killed"

@@ -45,6 +45,7 @@ def test_what_is_written_is_what_is_read():
     assert (content["version"], content["headline"], content["scores"]["mse"]["mean"]) == (VERSION, "mse", 0.159)
     assert "accuracy" not in content
     assert Results.from_json(content) == REGRESSION
+    assert read_results(OLD).folder == OLD.parent
 
 
 def test_results_of_version_0_1_0_are_read():
@@ -61,7 +62,12 @@ def test_results_of_version_0_1_0_are_read():
 def test_results_that_cannot_be_read_say_why(tmp_path):
     path = tmp_path / "results.json"
     assert read_results(path) is None
-    for changed, reason in (({"version": VERSION + 1}, "version"), ({"scores": {}}, "mse"), ({"task": None}, "NoneType")):
+    for changed, reason in (
+        ({"version": VERSION + 1}, "version"),
+        ({"scores": {}}, "mse"),
+        ({"task": None}, "NoneType"),
+        ({"curves": [1]}, "list"),
+    ):
         path.write_text(json.dumps(REGRESSION.to_json() | changed))
         with pytest.raises(FslError, match=reason):
             read_results(path)
@@ -89,9 +95,22 @@ def test_tables_have_a_column_for_each_headline_score(tmp_path):
 
 def test_the_best_come_first_whichever_way_is_better(tmp_path, monkeypatch):
     worse = dataclasses.replace(REGRESSION, scores={"mse": MeanInterval(3.0, 0.1, 1000, "t")})
-    folders = [folder_with(tmp_path / "a", worse), folder_with(tmp_path / "b", REGRESSION)]
+    nowhere = dataclasses.replace(REGRESSION, scores={"mse": MeanInterval(float("nan"), float("nan"), 1000, "t")})
+    each = {"a": worse, "nan": nowhere, "damaged": REGRESSION, "b": REGRESSION}
+    folders = [folder_with(tmp_path / name, results) for name, results in each.items()]
+    (tmp_path / "damaged" / "results.json").write_text('{"version": 2}')
     words = [f"{folder.name}={folder}" for folder in folders]
     files = ["--markdown", str(tmp_path / "t.md"), "--csv", str(tmp_path / "t.csv")]
     monkeypatch.setattr("sys.argv", ["tables", *words, *files, "--best-first"])
-    assert tables.main() == 0
-    assert [line.split(",")[0] for line in (tmp_path / "t.csv").read_text().splitlines()] == ["run", "b", "a"]
+    assert tables.main() == 1
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["run", "b", "a", "nan", "damaged"]
+    assert "failed: " in lines[-1]
+
+
+@pytest.mark.parametrize("content", [b"", b"algo: [", b"\xff"])
+def test_a_damaged_configuration_does_not_take_the_table_away(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    RunFolder(tmp_path).write_status("failed", error="the disk is full", task={"ways": 5})
+    row = tables.row(tmp_path, "0")
+    assert (row["algo"], row["ways"], row["state"]) == ("", "5", "failed: the disk is full")
