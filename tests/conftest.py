@@ -20,9 +20,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run tests that share an expensive fixture in the same process (``pytest --dist loadgroup``)."""
     for item in items:
-        definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-        group = next((name for name in ("warm", "learn2learn") if name in definitions or name in item.name), None)
-        if group is None and any(found[-1].scope == "module" for found in definitions.values()):
+        fixtures = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        of_its_file = [found[-1] for found in fixtures.values() if found[-1].baseid.endswith(".py")]
+        group = next((name for name in ("warm", "learn2learn") if name in fixtures or name in item.name), None)
+        if group is None and any(each.scope != "function" for each in of_its_file):
             group = item.nodeid.split("::")[0]
         if group:
             item.add_marker(pytest.mark.xdist_group(group))
