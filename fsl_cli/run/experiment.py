@@ -170,8 +170,8 @@ class Experiment:
         self.training.load_state_dict(payload)
         if path == self.folder.last:
             self.wandb_id = payload["wandb_id"]
-        elif not (path.parent / "best.pt").is_file():
-            self.training.progress.best_score = None  # what was best is not here to be tested
+        if not (path.parent / "best.pt").is_file():  # what was best is not here to be tested: it starts with a validation
+            self.training.progress.best_score, self.training.progress.validated = None, 0
 
     def _copy_history(self, path: Path) -> None:
         """Bring along what an earlier run folder knows: its metrics and its best checkpoint."""

@@ -145,6 +145,8 @@ def problems_of(error: ValidationError, schema: type[BaseModel], where: str, dat
     found: dict[str, FslError] = {}
     for item in error.errors(include_url=False):
         path = _path(item["loc"], data)
+        if item["type"] == "missing" and len(path) < len(item["loc"]):  # what is missing cannot be in ``data``
+            path.append(str(item["loc"][-1]))
         place = ".".join(part for part in (where, *path) if part)
         if item["type"] == "extra_forbidden":
             problem = FslError("unknown option", where=place, hint=close_match(path[-1], _fields(schema, path[:-1])))

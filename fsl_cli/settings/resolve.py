@@ -60,7 +60,10 @@ def validate(config: dict[str, Any]) -> Settings:
         if not isinstance(node, dict):
             problems.append(FslError("is missing", where=where))
         else:
-            problems += build.check(node, where, runtime)
+            found = build.check(node, where, runtime)
+            if not found and where != "train.optimizer" and not isinstance(node.get("name"), str):
+                found.append(FslError("is missing: the word that tables and folders call it by", where=f"{where}.name"))
+            problems += found
     if not problems:
         problems += _engine_problems(config)
     try:

@@ -375,6 +375,8 @@ def test_the_data_set_chooses_a_backbone_unless_the_user_does():
         (["algo=proto_maml", "dataset=sinusoid"], "algo: proto_maml does not do regression"),
         (["dataset=sinusoid", "task.ways=5"], "task.ways: 5 is not valid: dataset=sinusoid has no classes"),
         (["task.ways=null"], "task.ways: is missing"),
+        (["~task.shots"], "task.shots: is missing"),
+        (["~algo.name"], "algo.name: is missing"),
     ],
     ids=str,
 )
