@@ -7,8 +7,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # Read by OpenMP when torch is imported. Threads that spin while they wait take the processor away from whatever runs beside
-# them: a training step then takes up to four times as long. GNU's and LLVM's OpenMP both know this variable.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# them: a training step then takes up to four times as long. GNU's and LLVM's OpenMP both know the first variable. The second
+# lets threads of GNU's OpenMP spin for a moment before they sleep: waking them up for every small layer costs more than that.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from fsl_cli.api import evaluate, load, read_runs, train

@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py                         # the rows of the README, under two minutes on two cores
     python scripts/benchmark.py --suite full --json benchmark.json
-    python scripts/benchmark.py --suite busy            # a training step on a busy machine, by OMP_WAIT_POLICY
+    python scripts/benchmark.py --suite busy            # a training step alone and beside other work, by how threads wait
     python scripts/benchmark.py --suite startup         # CPU time of starting a run
 
 Before an outer gradient is timed, both sides must compute the same loss. Iterations, sampling and testing use each side's

@@ -1,6 +1,6 @@
 """Rows of `scripts/benchmark.py` that need separate processes: waiting threads on a busy machine, and starting a run.
 
-    python scripts/benchmark.py --suite busy       # OMP_WAIT_POLICY=passive, which fsl sets, against OpenMP's default
+    python scripts/benchmark.py --suite busy       # how fsl lets threads wait, against OpenMP's default
     python scripts/benchmark.py --suite startup    # from `fsl train` to the end of the first iteration
 
 The two sides of a row alternate, after one warm-up turn; times are medians.
@@ -18,7 +18,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 Change = Mapping[str, str | None]  # environment variables; None: unset
-POLICY = "OMP_WAIT_POLICY"
+WAITING: dict[str, Change] = {
+    "fsl": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "default": {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": None},
+}
 
 # torch is imported first: OpenMP reads its environment variables when loaded, before fsl_cli can set one.
 STEP = """
@@ -84,10 +87,9 @@ def in_turns(name: str, what: str, sides: Mapping[str, Callable[[], float]], rep
 
 
 def busy(repeats: int) -> Iterator[Pair]:
-    """A training step alone and next to a busy process, with both policies for waiting threads."""
-    policies: dict[str, Change] = {"passive": {POLICY: "passive"}, "default": {POLICY: None}}
+    """A training step alone and next to a busy process, with threads that wait as fsl sets it and as OpenMP does."""
     with ExitStack() as stack:
-        sides = {name: stack.enter_context(_worker(change)) for name, change in policies.items()}
+        sides = {name: stack.enter_context(_worker(change)) for name, change in WAITING.items()}
         what = "a training step of MAML (4 tasks, 5-way 1-shot, 15 queries, 1 inner step)"
         yield in_turns("step_quiet", f"{what}, on an idle machine", sides, repeats)
         with _busy_process():

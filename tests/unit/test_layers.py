@@ -100,13 +100,21 @@ def test_help_and_ls_do_not_import_large_libraries(words):
     assert done.stdout or code
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["passive", "1000"]),
+        ({"OMP_WAIT_POLICY": "active"}, ["active", "None"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["passive", "7"]),
+    ],
+    ids=str,
+)
 def test_threads_wait_passively_unless_the_user_decides(given, expected):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    code = "import os, sys, fsl_cli; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    given_one = {"OMP_WAIT_POLICY": given} if given else {}
-    done = subprocess.run([sys.executable, "-c", code], env=environment | given_one, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [expected, "False"]
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    code = f"import os, sys, fsl_cli; print(*(os.environ.get(name) for name in {names}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [*expected, "False"]
 
 
 # --- the source, as it is written
