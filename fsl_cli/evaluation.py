@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fsl_cli.algos.common.algorithm import Algorithm, check_masks, exact_scores
 from fsl_cli.compute.hardware import Hardware
+from fsl_cli.compute.signals import raise_if_interrupted
 from fsl_cli.episodes import Episodes, EpisodeSampler
 from fsl_cli.episodes.sampler import Sampler
 
@@ -173,6 +174,7 @@ def _table(
             with hardware.autocast():
                 rows.append(compute(part))
             progress((part.stop - share.start) / len(share))
+            raise_if_interrupted()
         return torch.cat(rows) if rows else None
 
     return processes.gather(processes.together(lambda: hardware.within_memory("evaluation", -(-most // per_episode), mine)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fsl_cli.algos.common.algorithm import Algorithm, check_masks
 from fsl_cli.compute.hardware import Hardware
-from fsl_cli.compute.signals import held_back
+from fsl_cli.compute.signals import held_back, interrupts_keep_their_type, raise_if_interrupted
 from fsl_cli.compute.snapshot import Snapshot
 from fsl_cli.compute.step_sync import Exchange
 from fsl_cli.episodes.sampler import Sampler
@@ -113,8 +113,9 @@ class Training:
         processes = self.hardware.processes
         processes.copy_from_first([each.detach() for each in (*self.algorithm.parameters(), *self.algorithm.buffers())])
         holding: AbstractContextManager[list[int]] = held_back() if processes.size > 1 else nullcontext([])
-        with holding as signals:
+        with holding as signals, interrupts_keep_their_type():
             while self._go_on(hooks):
+                raise_if_interrupted()
                 stop, seconds = processes.numbers([len(signals), self.progress.seconds if processes.first else 0.0])
                 self.progress.seconds = seconds  # clocks differ, but ``max_minutes`` must stop all processes together
                 if stop:

@@ -8,22 +8,62 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM does what Ctrl-C does: it raises `KeyboardInterrupt`. Only the main thread can ask for that."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+class _Interrupt:
+    """A signal handler that raises `KeyboardInterrupt` and remembers that it did."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
         raise KeyboardInterrupt
 
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does: it raises `KeyboardInterrupt`.
+
+    Signals interrupt the main thread only; in another thread nothing changes. A signal that is ignored, as SIGINT is for a
+    background job of a script, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    interrupt = _Interrupt()
+    numbers = [each for each in _NUMBERS if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def raise_if_interrupted(cause: Exception | None = None) -> None:
+    """Raise `KeyboardInterrupt` if there has been one since `interruptible` was entered; long loops call it in every round.
+
+    An exception that a signal handler raises can disappear: Python ignores those of ``__del__`` and of callbacks of weak
+    references.
+    """
+    handlers = [signal.getsignal(each) for each in _NUMBERS]
+    if any(isinstance(each, _Interrupt) and each.received for each in handlers):
+        raise KeyboardInterrupt from cause
+
+
+@contextmanager
+def interrupts_keep_their_type() -> Iterator[None]:
+    """Inside, a `KeyboardInterrupt` that came out as another exception is one again.
+
+    An extension module that is being imported, for example, turns it into ImportError.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise_if_interrupted(error)
+        raise
 
 
 @contextmanager
@@ -37,7 +77,7 @@ def held_back() -> Iterator[list[int]]:
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, remember) for number in _NUMBERS}
     try:
         yield received
     finally:

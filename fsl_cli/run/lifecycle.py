@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fsl_cli.compute import processes
-from fsl_cli.compute.signals import held_back, sigterm_interrupts
+from fsl_cli.compute.signals import held_back, interruptible, interrupts_keep_their_type
 from fsl_cli.errors import FslError, UnexpectedError, first_line, keep_traceback
 from fsl_cli.results import environment
 from fsl_cli.results.files import read_json
@@ -117,9 +117,10 @@ def lifecycle(path: Path, *, identity: Mapping[str, Any] | None = None, resume_h
         UnexpectedError: in place of any exception that is not an `FslError`.
     """
     life = Life(RunFolder(path) if processes.current().first else SilentRunFolder(path), identity or {})
-    with sigterm_interrupts():
+    with interruptible():
         try:
-            yield life
+            with interrupts_keep_their_type():
+                yield life
         except KeyboardInterrupt:
             life.interrupted(resume_hint)
             raise

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit  # the quantile of Student's t; importing scipy.stats takes half a second more
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,11 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
     Raises:
         ValueError: no values.
     """
-    from scipy import stats  # imported here because it takes half a second and is needed only at the end of a run
-
     array = np.asarray(values, dtype=np.float64)
     n = array.size
     if n == 0:
         raise ValueError("an interval needs at least one value")
     half = float("nan")
     if n > 1:
-        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * array.std(ddof=1) / np.sqrt(n))
+        half = float(stdtrit(n - 1, 0.5 + level / 2) * array.std(ddof=1) / np.sqrt(n))
     return MeanInterval(float(array.mean()), half, n, "t")

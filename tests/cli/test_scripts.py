@@ -164,13 +164,21 @@ def test_an_interrupted_leaderboard_leaves_no_training_behind(tmp_path):
         wait_for(lambda: all(state.exists() and (state.parent / "metrics.jsonl").exists() for state in states))
         script.send_signal(signal.SIGINT)
         assert script.wait(60) == 130
-        running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        running = processes()
+    except subprocess.TimeoutExpired:
+        logs = [log.read_text() for log in sorted((tmp_path / "board").glob("*.log"))]
+        pytest.fail("\n".join(["the script did not end", processes(), *logs]))
     finally:
         with suppress(ProcessLookupError):
             os.killpg(script.pid, signal.SIGKILL)
         script.wait()
     assert [json.loads(state.read_text())["state"] for state in states] == ["interrupted"] * 2
     assert str(tmp_path) not in running
+
+
+def processes() -> str:
+    """The command lines of all processes."""
+    return subprocess.run(["ps", "-eo", "pid,ppid,stat,args"], capture_output=True, text=True, check=True).stdout
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
