@@ -46,7 +46,7 @@ def raise_if_interrupted(cause: Exception | None = None) -> None:
     """Raise `KeyboardInterrupt` if there has been one since `interruptible` was entered; long loops call it in every round.
 
     An exception that a signal handler raises can disappear: Python ignores those of ``__del__`` and of callbacks of weak
-    references.
+    references, which every import of a module has.
     """
     handlers = [signal.getsignal(each) for each in _NUMBERS]
     if any(isinstance(each, _Interrupt) and each.received for each in handlers):
