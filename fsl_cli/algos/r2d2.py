@@ -9,15 +9,22 @@ A query embedding x has the logits alpha x W (eq. 6). The cross-entropy of the q
 solution. The network, lambda and alpha are meta-learned; the logarithms of lambda and alpha are the parameters, so both stay
 positive.
 
+``learn_lambda=false`` keeps lambda at ``init_lambda``. ``lambda_per_image=true`` multiplies lambda by the support images of
+an episode, N*K, so that it suits episodes of another size. Without that, the test uses the lambda of the training episodes,
+however many ways and shots they have: a lambda of 3,000 (50 for each of 60 images) is far too much for a test with five.
+The authors' code has ``learn_lambda=false``, ``lambda_per_image=true`` and ``init_lambda=50``: it divides X and Y by
+sqrt(N*K), which is the same.
+
 Batch normalisation: while training by the images of the episode, as in the authors' code. In tests ``inductive``
 normalises by the running averages of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
-Deviations: the offset beta of eq. 6 is left out, because one number added to all logits cancels in the softmax. Their code
-divides X and Y by sqrt(N*K), that is, its lambda counts N*K times, adds a constant feature, draws the shots of a training
-episode from 1..9, and trains its Omniglot network with 60 ways and a fixed lambda of 50. The network is the configured
-backbone; theirs concatenates the outputs of its last two blocks. Schedules are shorter.
+Deviations: the offset beta of eq. 6 is left out, because one number added to all logits cancels in the softmax. By default
+lambda is learned and does not depend on the size of an episode, and alpha is positive. Their code adds a constant feature,
+draws the shots of a training episode from 1..9, and trains its Omniglot network with 60 ways. The network is the configured
+backbone; theirs has 96, 192, 384 and 512 filters (64 in the smaller one), leaky ReLUs of slope 0.1 after max-pooling, and
+concatenates the outputs of its last two blocks, 3,584 features. Schedules are shorter.
 
-Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; the learned
+Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways;
 ``lambda`` and ``alpha``.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (2,616 iterations): 96.95 ± 0.27 % (inductive; 95% t
@@ -48,6 +55,8 @@ class R2D2(EmbeddingLearner):
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
         init_lambda: initial value of lambda, > 0.
+        learn_lambda: true: lambda is meta-learned; false: it stays at ``init_lambda``.
+        lambda_per_image: multiply lambda by the number of support images of the episode.
         init_alpha: initial value of alpha, > 0.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
         options: see `EmbeddingOptions`.
@@ -58,12 +67,15 @@ class R2D2(EmbeddingLearner):
         backbone: nn.Module,
         *,
         init_lambda: Annotated[float, Gt(0)] = 1.0,
+        learn_lambda: bool = True,
+        lambda_per_image: bool = False,
         init_alpha: Annotated[float, Gt(0)] = 10.0,
         train_ways: Annotated[int, Ge(2)] | None = 16,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
         super().__init__(backbone, train_ways, **options)
-        self.log_lambda = nn.Parameter(torch.tensor(math.log(init_lambda)))
+        self.log_lambda = nn.Parameter(torch.tensor(math.log(init_lambda)), requires_grad=learn_lambda)
+        self.lambda_per_image = lambda_per_image
         self.log_alpha = nn.Parameter(torch.tensor(math.log(init_alpha)))
 
     def learned(self) -> dict[str, Tensor]:
@@ -74,9 +86,12 @@ class R2D2(EmbeddingLearner):
         """``alpha x W`` (eq. 6)."""
         with full_precision(episodes.support.x, episodes.query.x) as (support, query):
             targets = F.one_hot(episodes.support.y, episodes.ways).to(support.dtype)
+            penalty = self.log_lambda.exp().to(support.dtype)
+            if self.lambda_per_image:
+                penalty = penalty * episodes.support.real.sum(1)[:, None, None]
             if episodes.support.mask is not None:  # rows of zeros take no part in the regression
                 support, targets = (each * episodes.support.mask.unsqueeze(-1) for each in (support, targets))
-            return self.log_alpha.exp() * (query @ ridge_regression(support, targets, self.log_lambda.exp()))
+            return self.log_alpha.exp() * (query @ ridge_regression(support, targets, penalty))
 
 
 def ridge_regression(inputs: Tensor, targets: Tensor, penalty: Tensor | float) -> Tensor:
@@ -85,7 +100,7 @@ def ridge_regression(inputs: Tensor, targets: Tensor, penalty: Tensor | float) -
     Args:
         inputs: X, ``[..., B, D]``.
         targets: Y, ``[..., B, N]``.
-        penalty: lambda, > 0.
+        penalty: lambda, > 0, a number or ``[..., 1, 1]``.
 
     Returns:
         ``[..., D, N]``, differentiable.

@@ -1,8 +1,16 @@
 """Conv4: four blocks of 3x3 convolution, batch normalisation and ReLU, the network of most few-shot papers.
 
-``downsample=stride``: convolutions with stride 2, then the mean over positions, as in MAML's Omniglot code (Finn et al.
-2017, section 5.2), Xavier initialisation. ``downsample=max_pool``: stride 1, 2x2 max-pooling and flattening, as in Vinyals
-et al. 2016 and ProtoNet (Snell et al. 2017), PyTorch's initialisation. On 28x28 images both give ``filters`` features.
+``downsample=stride``: convolutions with stride 2, Xavier initialisation; ``downsample=max_pool``: stride 1 and 2x2
+max-pooling, PyTorch's initialisation. ``pool`` makes features of the last maps: their ``mean`` over positions, or all of their
+values, one after the other (``flatten``). On 28x28 images the last maps are 2x2 with strides and 1x1 with max-pooling.
+
+With strides and the mean, the default, it is the network of MAML's Omniglot code (Finn et al. 2017, section 5.2); with strides
+and ``flatten`` that of the code of Reptile (Nichol et al. 2018) and iMAML (Rajeswaran et al. 2019), 256 features; with
+max-pooling that of Vinyals et al. 2016 and ProtoNet (Snell et al. 2017), 64 features; with a ``negative_slope`` of 0.01 as
+well, that of MAML++ (Antoniou et al. 2019).
+
+Convolutions are padded on all sides; TensorFlow, in MAML's and Reptile's code, pads images of even size on the right and at
+the bottom only, which moves the windows by one pixel.
 
     fsl train backbone=conv4 backbone.downsample=max_pool
 """
@@ -12,7 +20,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from torch import nn
 
 from fsl_cli.backbones.batch_norm import BatchNorm
@@ -20,12 +28,16 @@ from fsl_cli.errors import FslError
 
 
 class Conv4(nn.Sequential):
-    """Maps images ``[B, C, H, W]`` to features ``[B, filters]`` (stride) or ``[B, filters * H//16 * W//16]`` (max_pool).
+    """Maps images ``[B, C, H, W]`` to features: ``[B, filters]`` by the mean, else ``[B, filters * h * w]`` for maps of h x w.
+
+    A stride halves a side and rounds up, max-pooling rounds down.
 
     Args:
         image_shape: ``(C, H, W)``.
         filters: output channels of every block.
         downsample: how a block halves the image, see above.
+        pool: ``mean`` or ``flatten``, see above; None: ``mean`` with strides, ``flatten`` with max-pooling.
+        negative_slope: of the ReLUs for negative inputs, >= 0, less than 1.
 
     Raises:
         FslError: the image is smaller than 16 pixels and ``downsample`` is ``max_pool``.
@@ -37,6 +49,8 @@ class Conv4(nn.Sequential):
         *,
         filters: Annotated[int, Ge(1)] = 64,
         downsample: Literal["stride", "max_pool"] = "stride",
+        pool: Literal["mean", "flatten"] | None = None,
+        negative_slope: Annotated[float, Ge(0), Lt(1)] = 0.0,
     ) -> None:
         channels, height, width = image_shape
         if downsample == "max_pool" and min(height, width) < 16:
@@ -46,9 +60,10 @@ class Conv4(nn.Sequential):
                 hint="use images of at least 16x16, or downsample=stride",
             )
         inputs = [channels, filters, filters, filters]
-        blocks = nn.Sequential(*(_block(each, filters, downsample) for each in inputs))
-        pool = nn.AdaptiveAvgPool2d(1) if downsample == "stride" else nn.Identity()
-        super().__init__(OrderedDict(blocks=blocks, pool=pool, flatten=nn.Flatten()))
+        blocks = nn.Sequential(*(_block(each, filters, downsample, negative_slope) for each in inputs))
+        mean = pool == "mean" or (pool is None and downsample == "stride")
+        layers = {"blocks": blocks, "pool": nn.AdaptiveAvgPool2d(1) if mean else nn.Identity(), "flatten": nn.Flatten()}
+        super().__init__(OrderedDict(layers))
         if downsample == "stride":
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d):
@@ -57,7 +72,8 @@ class Conv4(nn.Sequential):
                         nn.init.zeros_(layer.bias)
 
 
-def _block(inputs: int, filters: int, downsample: str) -> nn.Sequential:
+def _block(inputs: int, filters: int, downsample: str, negative_slope: float) -> nn.Sequential:
     stride = 2 if downsample == "stride" else 1
-    layers = [nn.Conv2d(inputs, filters, 3, stride=stride, padding=1), BatchNorm(filters), nn.ReLU()]
+    relu = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
+    layers = [nn.Conv2d(inputs, filters, 3, stride=stride, padding=1), BatchNorm(filters), relu]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if downsample == "max_pool" else []))

@@ -24,6 +24,7 @@ from fsl_cli.run.lifecycle import Life
 from fsl_cli.run.meta_test import meta_test
 from fsl_cli.run.parts import assemble, build_optimizer
 from fsl_cli.run.plan import Job
+from fsl_cli.settings.saved import completed
 from fsl_cli.settings.schema import Settings
 from fsl_cli.show import console
 from fsl_cli.statistics.intervals import t_interval
@@ -163,7 +164,7 @@ class Experiment:
 
     def _restore(self, path: Path) -> None:
         payload = checkpoint.load(path)
-        checkpoint.check_same_configuration(payload["config"], self.config, path)
+        checkpoint.check_same_configuration(completed(payload["config"]), completed(self.config), path)
         checkpoint.load_weights(self.parts.algorithm, payload, path)
         if "optimizer" not in payload:
             raise FslError("holds weights only", where=str(path), hint=f"go on from {path.parent / 'last.pt'}")

@@ -129,6 +129,16 @@ def arguments_of(cls: type) -> dict[str, tuple[Any, Any]]:
     return found
 
 
+def defaults_of(cls: type) -> dict[str, Any]:
+    """Default of each argument of a constructor, or of those of its base classes, that has one."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        for name, parameter in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
+            if parameter.default is not parameter.empty:
+                found.setdefault(name, parameter.default)
+    return found
+
+
 def _keys_of(options: Any) -> dict[str, tuple[Any, Any]]:
     """The keys of a `TypedDict` as `arguments_of`; what is left out is not passed on, so that None stands for any default."""
     found = {}

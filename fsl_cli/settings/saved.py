@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override, OverrideType
@@ -11,13 +11,28 @@ from omegaconf import OmegaConf
 
 from fsl_cli.errors import FslError, close_match, raise_all
 from fsl_cli.settings import overrides
+from fsl_cli.settings.build import arguments_of, defaults_of, target_of
 from fsl_cli.settings.compose import Composer, without_hydra
 from fsl_cli.settings.resolve import resolve
+from fsl_cli.settings.schema import TrainSettings
 
 # Overrides that change how a trained model is tested; everything else belongs to training.
 SECTIONS = ("task", "eval", "hardware", "dataset", "algo", "backbone", "data_dir", "cache_dir")
 SWAPPABLE = ("dataset", "hardware")
 FOLDERS = {"data_dir": "FSL_DATA_DIR", "cache_dir": "FSL_CACHE_DIR"}
+
+
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the options that its version did not have, at their defaults: it was run with these."""
+    config = dict(saved)
+    for section in ("dataset", "backbone", "algo"):
+        cls = target_of(config[section], section)
+        options = arguments_of(cls)
+        new = {name: value for name, value in defaults_of(cls).items() if name in options and name not in config[section]}
+        config[section] = {**config[section], **new}
+    fields = TrainSettings.model_fields.items()
+    config["train"] = {**{name: field.default for name, field in fields if not field.is_required()}, **config["train"]}
+    return config
 
 
 def changed(saved: dict[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:

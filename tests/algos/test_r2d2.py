@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,38 @@ def test_lambda_and_alpha_are_learned_stay_positive_and_are_logged():
     assert after["lambda"] > 0
     assert after["alpha"] > 0
     assert not torch.isclose(after["lambda"], metrics["lambda"])
+
+
+def test_a_lambda_per_image_is_the_authors_division_of_x_and_y():
+    """Their code divides X and Y by sqrt(N*K) and adds lambda to the diagonal, whatever the ways and shots."""
+    for ways, shots in ((3, 2), (2, 1)):
+        algorithm, episodes = r2d2(init_lambda=0.3, init_alpha=1.0, lambda_per_image=True), random_episodes(ways, shots)
+        x, query = (normal(3, ways * each, 4) for each in (shots, 2))
+        y = torch.nn.functional.one_hot(episodes.support.y, ways).double()
+        root = (ways * shots) ** 0.5
+        weights = torch.linalg.inv(x.mT @ x / root**2 + 0.3 * torch.eye(4)) @ (x.mT / root) @ (y / root)
+        logits = algorithm.classify(of_embeddings(x, episodes.support.y, query, ways)).detach()
+        torch.testing.assert_close(logits, query @ weights, rtol=1e-6, atol=1e-8)
+
+
+def test_a_lambda_per_image_does_not_count_padding_rows():
+    algorithm, episodes = r2d2(lambda_per_image=True), random_episodes()
+    x, y, query = normal(3, 6, 4), episodes.support.y, normal(3, 6, 4)
+    mask = torch.tensor([True, True, True, True, True, False]).expand(3, -1)
+    padded = of_embeddings(x, y, query, 3)
+    padded = replace(padded, support=replace(padded.support, mask=mask))
+    logits = algorithm.classify(of_embeddings(x[:, :5], y[:, :5], query, 3))
+    torch.testing.assert_close(algorithm.classify(padded), logits, **EXACT)
+
+
+def test_a_fixed_lambda_is_not_learned():
+    algorithm, episodes = r2d2(init_lambda=50.0, learn_lambda=False), random_episodes()
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=1.0)
+    algorithm.loss(episodes).loss.backward()
+    optimizer.step()
+    after = algorithm.learned()
+    assert after["lambda"].item() == pytest.approx(50)
+    assert after["alpha"].item() != pytest.approx(10)
 
 
 # --- prediction

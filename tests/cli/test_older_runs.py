@@ -57,6 +57,13 @@ def test_it_resumes_like_a_current_run(fsl, old):
     assert all(same_numbers(mine, theirs) for mine, theirs in zip(metrics(old), expected, strict=True))
 
 
+def test_an_option_it_did_not_have_counts_as_its_default(fsl, old):
+    options = ("backbone.negative_slope=0.1", "train.iterations=6", f"hydra.run.dir={old}", "resume=auto")
+    outcome = fsl("train", *TRAINED, *options)
+    assert outcome.code == 2
+    assert "backbone.negative_slope was 0.0, now 0.1 (" in outcome.err
+
+
 def test_it_appears_in_tables(old, tmp_path):
     from fsl_cli.results import tables
 

@@ -51,7 +51,11 @@ def linear() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), BatchNorm(8), nn.ReLU(), nn.Linear(8, 5, bias=False), nn.ReLU())
 
 
-NETS = {"strided": (strided, 3), "pooled": (pooled, 8), "linear": (linear, 5)}
+def leaky() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), BatchNorm(3), nn.LeakyReLU(0.2), nn.Identity(), nn.Flatten())
+
+
+NETS = {"strided": (strided, 3), "pooled": (pooled, 8), "linear": (linear, 5), "leaky": (leaky, 27)}
 LAYERS = {Product, Windows, Flatten, MeanOverPositions, ReLU, MaxPool, BatchNormLayer}
 
 
@@ -156,15 +160,20 @@ def test_predictions_agree_with_the_loop(net, steps):
     torch.testing.assert_close(fast.predict(EPISODES), loop.predict(EPISODES), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("downsample", ["stride", "max_pool"])
-def test_backbones_in_single_precision(downsample):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"downsample": "max_pool"}, {"pool": "flatten"}, {"downsample": "max_pool", "negative_slope": 0.01}],
+    ids=str,
+)
+def test_backbones_in_single_precision(options):
     """The default networks at the size of Omniglot's images: agreement up to float32 rounding."""
     torch.manual_seed(0)
     episodes = random_episodes(ways=5, shots=1, queries=1, tasks=2, size=28).to(dtype=torch.float32)
     found = []
     for engine in ("fast", "vmap"):
         torch.manual_seed(0)
-        algorithm = MAML(Conv4((1, 28, 28), filters=8, downsample=downsample), 8, 5, engine, inner_steps=2, inner_lr=0.1)
+        features = 32 if "pool" in options else 8
+        algorithm = MAML(Conv4((1, 28, 28), filters=8, **options), features, 5, engine, inner_steps=2, inner_lr=0.1)
         loss = algorithm.loss(episodes).loss
         loss.backward()
         found.append(

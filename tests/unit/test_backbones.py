@@ -57,26 +57,29 @@ def copy_into(target: nn.Module, source: nn.Module) -> None:
 # --- conv4
 
 
-def plain_conv4(channels: int, filters: int, stride: bool) -> nn.Sequential:
+def plain_conv4(channels: int, filters: int, stride: bool, slope: float = 0.0) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs in (channels, filters, filters, filters):
         convolution = nn.Conv2d(inputs, filters, 3, stride=2 if stride else 1, padding=1)
-        layers += [convolution, nn.BatchNorm2d(filters), nn.ReLU(), *([] if stride else [nn.MaxPool2d(2)])]
+        layers += [convolution, nn.BatchNorm2d(filters), nn.LeakyReLU(slope), *([] if stride else [nn.MaxPool2d(2)])]
     return nn.Sequential(*layers)
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+@pytest.mark.parametrize("pool", [None, "mean", "flatten"])
 @pytest.mark.parametrize("downsample", ["stride", "max_pool"])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 35, 40)], ids=str)
-def test_conv4_matches_a_plain_torch_network(downsample, shape):
-    theirs = plain_conv4(shape[0], 8, downsample == "stride")
+def test_conv4_matches_a_plain_torch_network(downsample, shape, pool, slope):
+    theirs = plain_conv4(shape[0], 8, downsample == "stride", slope)
     randomise_batch_norm(theirs)
-    mine = Conv4(shape, filters=8, downsample=downsample)
+    mine = Conv4(shape, filters=8, downsample=downsample, pool=pool, negative_slope=slope)
     copy_into(mine, theirs)
     x = images(5, *shape)
 
     def expected(x):
         features = theirs(x)
-        return features.mean((-2, -1)) if downsample == "stride" else features.flatten(1)
+        mean = downsample == "stride" if pool is None else pool == "mean"
+        return features.mean((-2, -1)) if mean else features.flatten(1)
 
     torch.testing.assert_close(mine(x), expected(x), rtol=1e-5, atol=1e-6)
     copy_into(mine, theirs)  # the averages have moved
@@ -108,6 +111,13 @@ def test_conv4_widths(downsample, shape, width):
     net = Conv4(shape, filters=10, downsample=downsample)
     assert net(images(2, *shape)).shape == (2, width)
     assert feature_width(net, shape) == width
+
+
+def test_flattened_maps_of_strided_convolutions_are_the_features_of_reptiles_code():
+    net = Conv4((1, 28, 28), pool="flatten")
+    assert net(images(2, 1, 28, 28)).shape == (2, 2 * 2 * 64)
+    assert feature_width(net, (1, 28, 28)) == 256
+    assert list(net.state_dict()) == list(Conv4((1, 28, 28)).state_dict())
 
 
 def test_max_pool_needs_sixteen_pixels():

@@ -113,20 +113,28 @@ class MeanOverPositions(PiecewiseLinear):
 
 
 class ReLU(PiecewiseLinear):
-    """``max(x, 0)``."""
+    """``x`` where it is positive, else ``slope * x``.
+
+    Args:
+        slope: for negative inputs; 0: the ordinary ReLU.
+    """
+
+    def __init__(self, slope: float = 0.0) -> None:
+        self.slope = slope
 
     def forward(self, w: Weights, x: Tensor, saved: Saved) -> Tensor:
-        """``max(x, 0)``."""
-        saved["positive"] = x > 0
-        return x * saved["positive"]
+        """``x`` or ``slope * x``."""
+        positive = x > 0
+        saved["factor"] = positive.to(x.dtype).masked_fill_(~positive, self.slope) if self.slope else positive
+        return x * saved["factor"]
 
     def linear(self, x: Tensor, saved: Saved) -> Tensor:
-        """``x`` where the input was positive, else 0."""
-        return x * saved["positive"]
+        """``x`` where the input was positive, else ``slope * x``."""
+        return x * saved["factor"]
 
     def adjoint(self, dy: Tensor, saved: Saved) -> Tensor:
-        """``dy`` where the input was positive, else 0."""
-        return dy * saved["positive"]
+        """``dy`` where the input was positive, else ``slope * dy``."""
+        return dy * saved["factor"]
 
 
 class MaxPool(PiecewiseLinear):

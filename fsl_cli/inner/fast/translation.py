@@ -107,6 +107,10 @@ def _relu(layer: nn.ReLU, prefix: str) -> list[Layer]:
     return [ReLU()]
 
 
+def _leaky_relu(layer: nn.LeakyReLU, prefix: str) -> list[Layer]:
+    return [ReLU(layer.negative_slope)]
+
+
 def _nothing(layer: nn.Identity, prefix: str) -> list[Layer]:
     return []
 
@@ -122,5 +126,6 @@ _TRANSLATIONS: dict[type[nn.Module], Callable[[Any, str], list[Layer] | None]] =
     nn.AdaptiveAvgPool2d: _mean,
     nn.Flatten: _flatten,
     nn.ReLU: _relu,
+    nn.LeakyReLU: _leaky_relu,
     nn.Identity: _nothing,
 }
