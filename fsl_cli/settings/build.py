@@ -7,11 +7,9 @@ several classes share may stand in a `TypedDict`: ``**options: Unpack[SharedOpti
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -19,55 +17,7 @@ from typing_extensions import NotRequired, Required, Unpack
 
 from fsl_cli.errors import FslError, close_match, first_line, raise_all
 from fsl_cli.settings.conf_files import RESERVED
-from fsl_cli.settings.plugins import VARIABLE, Plugin, plugin_of, plugins
-
-# Hydra's _target_ runs whatever it names, and configs travel with run folders: accept no other code, besides the plug-ins.
-ALLOWED = ("fsl_cli.", "torch.optim.")
-
-
-def target_of(node: Mapping[str, Any], where: str) -> type:
-    """The class a config node names.
-
-    Raises:
-        FslError: there is no ``_target_``, it is not in an allowed package, or it is not a class of that package.
-    """
-    target, where = node.get("_target_"), f"{where}._target_"
-    if not isinstance(target, str) or target.count(".") < 1:
-        raise _not_allowed(target, where)
-    plugin = None
-    if not (target.startswith(ALLOWED) and target.count(".") >= 2):
-        plugin = plugin_of(target)
-        if plugin is None:
-            raise _not_allowed(target, where)
-    allowed = tuple(f"{package}." for package in plugin.packages) if plugin else ALLOWED
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise FslError(f"there is no {target}", where=where, hint=str(error)) from error
-    if not inspect.isclass(found) or inspect.isabstract(found) or not f"{found.__module__}.".startswith(allowed):
-        raise FslError(f"{target} may not be built", where=where, hint="name a class of that package")
-    if plugin:
-        _check_origin(found, plugin, where)
-    return found
-
-
-def _not_allowed(target: object, where: str) -> FslError:
-    """The `FslError` for a target of a package that neither belongs to fsl nor is a plug-in here."""
-    if isinstance(target, str) and "." in target and not target.startswith(ALLOWED):
-        package = target.split(".")[0]
-        what = f"{target!r} may not be built: package {package} is not a plug-in here"
-        return FslError(what, where=where, hint=f"install it, or name it or its folder: {VARIABLE}={package}, if you trust it")
-    names = [*ALLOWED, *(f"{package}." for plugin in plugins() for package in plugin.packages)]
-    return FslError(f"{target!r} may not be built", where=where, hint=f"allowed: {'*, '.join(names)}*")
-
-
-def _check_origin(found: type, plugin: Plugin, where: str) -> None:
-    """Raise `FslError` if another package of the same name was imported in the place of a folder's."""
-    file = getattr(importlib.import_module(found.__module__), "__file__", None)
-    if plugin.root and not (file and Path(file).resolve().is_relative_to(plugin.root.resolve())):
-        what = f"{found.__module__} was imported from {file}, not from {plugin.root}"
-        raise FslError(what, where=where, hint="two packages have the same name: rename yours")
+from fsl_cli.settings.targets import target_of
 
 
 def check(node: Mapping[str, Any], where: str, runtime: Collection[str]) -> list[FslError]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from fsl_cli.errors import FslError, Problems, first_line, raise_all
 from fsl_cli.settings import build
 from fsl_cli.settings.schema import Settings
+from fsl_cli.settings.targets import target_of
 
 # What the program hands to a constructor itself; every other parameter is an option of the YAML file.
 RUNTIME = {
@@ -79,13 +80,9 @@ def _unsolved(config: dict[str, Any]) -> list[FslError]:
     algorithm: Any
     dataset: Any
     try:
-        algorithm, dataset = (build.target_of(config[name], name) for name in ("algo", "dataset"))
+        algorithm, dataset = (target_of(config[name], name) for name in ("algo", "dataset"))
     except (FslError, KeyError, TypeError, AttributeError):
         return []  # reported by the checks of that section
-    for where, found, attribute in (("algo", algorithm, "problems"), ("dataset", dataset, "problem_type")):
-        if not hasattr(found, attribute):
-            hint = "derive it from fsl_cli.algos.common.algorithm.Algorithm or fsl_cli.datasets.dataset.ImageClasses"
-            return [FslError(f"{found.__name__} has no attribute {attribute}", where=f"{where}._target_", hint=hint)]
     problem, task = dataset.problem_type, config.get("task")
     ways = task.get("ways") if isinstance(task, dict) else 2  # anything else is reported by the check of that section
     found = []

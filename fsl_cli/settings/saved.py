@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 
 from fsl_cli.errors import FslError, close_match, raise_all
 from fsl_cli.settings import overrides
-from fsl_cli.settings.build import arguments_of, defaults_of, target_of
+from fsl_cli.settings.build import arguments_of, defaults_of
 from fsl_cli.settings.compose import Composer, without_hydra
 from fsl_cli.settings.resolve import resolve
 from fsl_cli.settings.schema import TrainSettings
+from fsl_cli.settings.targets import target_of
 
 # Overrides that change how a trained model is tested; everything else belongs to training.
 SECTIONS = ("task", "eval", "hardware", "dataset", "algo", "backbone", "data_dir", "cache_dir")

@@ -7,11 +7,12 @@ from typing import Annotated, Any, TypedDict
 import pytest
 import torch
 from annotated_types import Ge
+from torch import nn
 from typing_extensions import Required, Unpack
 
-from fsl_cli.algos import protonet as some_module
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.backbones import mlp as some_module
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.errors import FslError, Problems
@@ -47,7 +48,9 @@ def test_what_is_valid_is_converted_to_its_type_before_it_is_built():
     built = maml(inner_steps="3", inner_lr="0.25", test_inner_steps=2.0)
     assert (built.inner_steps, built.step_sizes.initial, built.test_steps) == (3, 0.25, [2])
     assert type(built.test_steps[0]) is int
-    optimizer = build.build({"_target_": "torch.optim.SGD", "lr": "0.5"}, "o", {"params": list(MLP((1, 2, 2)).parameters())})
+    optimizer = build.build(
+        {"_target_": "torch.optim.SGD", "lr": "0.5"}, "train.optimizer", {"params": list(MLP((1, 2, 2)).parameters())}
+    )
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
@@ -117,17 +120,19 @@ class SharedOptions(TypedDict, total=False):
     needed: Required[float]
 
 
-class Plain:
+class Plain(nn.Module):
     """Arguments one by one, one of them with a default."""
 
     def __init__(self, backbone: Any, size: Annotated[int, Ge(1)], needed: float = 1.0) -> None:
+        super().__init__()
         self.found = backbone, {"size": size, "needed": needed}
 
 
-class Sharing:
+class Sharing(nn.Module):
     """Options of a `TypedDict` besides one of its own."""
 
     def __init__(self, backbone: Any, own: int = 0, **options: Unpack[SharedOptions]) -> None:
+        super().__init__()
         self.found = backbone, {"own": own, **options}
 
 
@@ -144,23 +149,23 @@ def node(monkeypatch):
 
 
 def test_shared_options_are_options_like_any_other(node):
-    built = build.build(node(Sharing, needed="2", size="3"), "algo", {"backbone": "net", "ways": 5})
+    built = build.build(node(Sharing, needed="2", size="3"), "backbone", {"backbone": "net", "ways": 5})
     assert built.found == ("net", {"own": 0, "needed": 2.0, "size": 3})
-    assert build.build(node(Sharing, needed=1), "algo", {"backbone": "net"}).found == ("net", {"own": 0, "needed": 1.0})
-    assert build.takes(node(Sharing), "algo", "size")
-    assert not build.takes(node(Sharing), "algo", "options")
-    found = {str(each) for each in build.check(node(Sharing, sise=3, size=0), "algo", {"backbone"})}
+    assert build.build(node(Sharing, needed=1), "backbone", {"backbone": "net"}).found == ("net", {"own": 0, "needed": 1.0})
+    assert build.takes(node(Sharing), "backbone", "size")
+    assert not build.takes(node(Sharing), "backbone", "options")
+    found = {str(each) for each in build.check(node(Sharing, sise=3, size=0), "backbone", {"backbone"})}
     assert found == {
-        "algo.sise: unknown option (did you mean size? valid: needed, own, size)",
-        "algo.size: 0 is not valid (should be greater than or equal to 1)",
-        "algo.needed: is missing",
+        "backbone.sise: unknown option (did you mean size? valid: needed, own, size)",
+        "backbone.size: 0 is not valid (should be greater than or equal to 1)",
+        "backbone.needed: is missing",
     }
 
 
 def test_a_plain_constructor_has_its_arguments(node):
-    assert build.build(node(Plain, size="3"), "algo", {"backbone": "net"}).found == ("net", {"size": 3, "needed": 1.0})
-    found = {str(each) for each in build.check(node(Plain, options=3), "algo", {"backbone"})}
-    assert found == {"algo.options: unknown option (valid: needed, size)", "algo.size: is missing"}
+    assert build.build(node(Plain, size="3"), "backbone", {"backbone": "net"}).found == ("net", {"size": 3, "needed": 1.0})
+    found = {str(each) for each in build.check(node(Plain, options=3), "backbone", {"backbone"})}
+    assert found == {"backbone.options: unknown option (valid: needed, size)", "backbone.size: is missing"}
 
 
 def test_takes_checks_for_an_argument():
@@ -187,6 +192,11 @@ FORBIDDEN = [
     "fsl_cli.results.run_folder.Path",  # a class of somebody else
     "fsl_cli.results.environment.subprocess",  # a module
     "fsl_cli.algos.common.algorithm.Algorithm",  # abstract
+    "fsl_cli.results.tracking.JsonLines",  # of another section: it would empty a file
+    "fsl_cli.algos.common.algorithm.Step",  # no algorithm
+    "fsl_cli.algos.protonet.nn.Linear",
+    "fsl_cli.backbones.mlp.MLP",
+    "torch.optim.Adam",
     "",
     None,
     3,
@@ -203,11 +213,27 @@ def test_forbidden_targets_are_refused(target):
 
 
 @pytest.mark.parametrize(
-    "target", ["fsl_cli.algos.mamml.MAML", "fsl_cli.algos.maml.MAMMAL", "torch.optim.Adamm", "fsl_cli..maml", "torch.optim."]
+    "target", ["fsl_cli.algos.mamml.MAML", "fsl_cli.algos.maml.MAMMAL", "fsl_cli.algos..maml", "fsl_cli.algos."]
 )
 def test_targets_that_do_not_exist(target):
     with pytest.raises(FslError, match="there is no"):
         build.target_of({"_target_": target}, "algo")
+
+
+@pytest.mark.parametrize(
+    ("section", "own", "other"),
+    [
+        ("algo", "fsl_cli.algos.maml.MAML", "fsl_cli.algos.common.per_step_batch_norm.PerStepBatchNorm"),
+        ("backbone", "fsl_cli.backbones.mlp.MLP", "fsl_cli.datasets.glyphs.Glyphs"),
+        ("dataset", "fsl_cli.datasets.sinusoid.Sinusoid", "fsl_cli.datasets.image_files.FolderImages"),
+        ("dataset", "fsl_cli.datasets.glyphs.Glyphs", "fsl_cli.datasets.sinusoid.SinusoidSampler"),
+        ("train.optimizer", "torch.optim.Adam", "torch.optim.lr_scheduler.LambdaLR"),
+    ],
+)
+def test_a_section_accepts_its_own_kind_of_class_only(section, own, other):
+    assert build.target_of({"_target_": own}, section).__name__ == own.rpartition(".")[2]
+    with pytest.raises(FslError, match="may not be built"):
+        build.target_of({"_target_": other}, section)
 
 
 def test_importing_the_main_module_does_not_run_the_command_line(monkeypatch):

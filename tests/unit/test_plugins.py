@@ -19,7 +19,14 @@ from fsl_cli.run.plan import check
 from fsl_cli.settings import build, plugins
 from fsl_cli.settings.conf_files import choices, members
 
-METHOD = "class Mine:\n    def __init__(self, backbone, *, scale: float = 1.0): self.scale = scale\n"
+METHOD = """
+from fsl_cli.algos.common.algorithm import Algorithm
+class Mine(Algorithm):
+    loss = predict = lambda self, episodes: None
+    def __init__(self, backbone, *, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+"""
 YAML = "# @package _global_\n# Mine: as it is.\nalgo:\n  name: {name}\n  _target_: {target}\n  scale: 2.0\n"
 
 
