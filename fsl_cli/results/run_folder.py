@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fsl_cli.errors import FslError, first_line
 from fsl_cli.results.files import WriteFile, to_json, unwritable, write_atomically
+from fsl_cli.settings import plain_yaml
 
 
 class RunFolder:
@@ -76,10 +75,10 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """``config.yaml``: the resolved configuration."""
-        self._write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        self._write_text(self.config, plain_yaml.text(config))
 
     def read_config(self) -> dict[str, Any]:
-        """The configuration of a finished or interrupted run.
+        """The configuration of a finished or interrupted run; ``${...}`` in it is text.
 
         Raises:
             FslError: the folder is not a run folder, or its config cannot be read.
@@ -88,8 +87,8 @@ class RunFolder:
             reason = "holds no config.yaml" if self.path.is_dir() else "does not exist"
             raise FslError(f"is not a run folder: it {reason}", where=str(self.path), hint=known_runs())
         try:
-            config = OmegaConf.to_container(OmegaConf.load(self.config), resolve=True)
-        except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+            config = plain_yaml.read(self.config)
+        except (YAMLError, OSError, ValueError) as error:
             raise FslError(f"cannot be read: {first_line(error)}", where=str(self.config)) from error
         if not isinstance(config, dict):
             raise FslError("is not the configuration of a run", where=str(self.config))

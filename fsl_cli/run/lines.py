@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 from fsl_cli.results.results import Results
 from fsl_cli.run.parts import Parts
-from fsl_cli.settings.schema import Settings
+from fsl_cli.settings.schema import ModelSettings
 from fsl_cli.show import console
 from fsl_cli.statistics.scores import Score
 
 
-def title(settings: Settings) -> str:
+def title(settings: ModelSettings) -> str:
     """Algorithm, data set and task in a few words."""
     ways = "" if settings.task.ways is None else f"{settings.task.ways}w"
     return f"{settings.algo['name']} {settings.dataset['name']} {ways}{settings.task.shots}s"
 
 
-def header(settings: Settings, parts: Parts) -> str:
+def header(settings: ModelSettings, parts: Parts) -> str:
     """The header line of a run."""
     mode = "transductive" if parts.algorithm.transductive else "inductive"
     return " | ".join(

@@ -9,13 +9,13 @@ from fsl_cli.results.results import CurvePoint, Results
 from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.run import lines
 from fsl_cli.run.parts import Parts
-from fsl_cli.settings.schema import Settings
+from fsl_cli.settings.schema import ModelSettings
 from fsl_cli.show import console
 from fsl_cli.show.pictures import draw_curves
 from fsl_cli.statistics.intervals import t_interval
 
 
-def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_name: str, iteration: int) -> Results:
+def meta_test(settings: ModelSettings, parts: Parts, folder: RunFolder, checkpoint_name: str, iteration: int) -> Results:
     """Meta-test on the test split, write what was found and print it; of several processes the first one does that."""
     results, scores = compute(settings, parts, checkpoint_name, iteration)
     if parts.hardware.processes.first:
@@ -24,7 +24,7 @@ def meta_test(settings: Settings, parts: Parts, folder: RunFolder, checkpoint_na
     return replace(results, folder=folder.path)
 
 
-def compute(settings: Settings, parts: Parts, checkpoint_name: str, iteration: int) -> tuple[Results, EpisodeScores]:
+def compute(settings: ModelSettings, parts: Parts, checkpoint_name: str, iteration: int) -> tuple[Results, EpisodeScores]:
     """Score the test episodes: the means with their intervals, and one row per episode."""
     sampler = parts.sampler("test", settings.eval.seed)
     count = settings.eval.episodes

@@ -17,7 +17,7 @@ from fsl_cli.episodes import Problem, Task
 from fsl_cli.episodes.sampler import Sampler
 from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build
-from fsl_cli.settings.schema import Settings
+from fsl_cli.settings.schema import ModelSettings
 from fsl_cli.show.console import progress, warn
 
 
@@ -55,7 +55,7 @@ class Parts:
         return self.dataset.sampler(split, task, seed, self.hardware.device)
 
 
-def assemble(settings: Settings, *, trained_ways: int | None, splits: tuple[SplitName, ...]) -> Parts:
+def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple[SplitName, ...]) -> Parts:
     """Build everything, from the same random state every time.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from fsl_cli.run.meta_test import meta_test
 from fsl_cli.run.parts import Parts, assemble
 from fsl_cli.settings import overrides
 from fsl_cli.settings.compose import Composer, named_by_clock, run_folder
-from fsl_cli.settings.resolve import validate
+from fsl_cli.settings.resolve import validate_model
 from fsl_cli.settings.saved import changed
-from fsl_cli.settings.schema import Settings
+from fsl_cli.settings.schema import ModelSettings
 from fsl_cli.show import console
 
 
@@ -40,7 +40,7 @@ class Trained:
     """
 
     run: RunFolder
-    settings: Settings
+    settings: ModelSettings
     config: dict[str, Any]
     trained_ways: int | None
 
@@ -77,8 +77,20 @@ def open_run(run: str | os.PathLike[str], words: Sequence[str] = ()) -> Trained:
     """
     folder = RunFolder(Path(run).expanduser().absolute())
     saved = folder.read_config()
+    ways = _trained_ways(saved, folder)
     config = changed(saved, overrides.parse(words))
-    return Trained(folder, validate(config), config, saved["task"]["ways"])
+    return Trained(folder, validate_model(config), config, ways)
+
+
+def _trained_ways(saved: Mapping[str, Any], folder: RunFolder) -> int | None:
+    """``task.ways`` of a saved configuration, which the weights depend on: there is no default for it."""
+    task, where = saved.get("task"), f"{folder.config}: task.ways"
+    if not isinstance(task, Mapping) or "ways" not in task:
+        raise FslError("is missing: the classes of an episode that it was trained for", where=where)
+    ways = task["ways"]
+    if ways is not None and not isinstance(ways, int):
+        raise FslError(f"{ways!r} is not valid (should be a valid integer)", where=where)
+    return ways
 
 
 @dataclass(frozen=True)

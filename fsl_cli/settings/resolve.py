@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from fsl_cli.errors import FslError, Problems, first_line, raise_all
+from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build
-from fsl_cli.settings.schema import Settings
+from fsl_cli.settings.schema import ModelSettings, Settings
 from fsl_cli.settings.targets import target_of
+
+Checked = TypeVar("Checked", bound=ModelSettings)
 
 # What the program hands to a constructor itself; every other parameter is an option of the YAML file.
 RUNTIME = {
@@ -48,16 +50,32 @@ def folder(path: str | None, default: str) -> Path:
 
 
 def validate(config: dict[str, Any]) -> Settings:
-    """Check a resolved configuration.
+    """Check the resolved configuration of a training run.
 
     Raises:
         Problems: everything that is wrong with it.
     """
+    return _validated(config, Settings)
+
+
+def validate_model(config: dict[str, Any]) -> ModelSettings:
+    """Check what a test needs of the configuration of a trained run; the rest of it may be anything.
+
+    Raises:
+        Problems: everything that is wrong with it.
+    """
+    return _validated({key: value for key, value in config.items() if key in ModelSettings.model_fields}, ModelSettings)
+
+
+def _validated(config: dict[str, Any], schema: type[Checked]) -> Checked:
     problems: list[FslError] = _unsolved(config)
     for where, runtime in RUNTIME.items():
-        node = config
-        for part in where.split("."):
-            node = node.get(part) if isinstance(node, dict) else None  # type: ignore[assignment]
+        section, _, part = where.partition(".")
+        if section not in schema.model_fields:
+            continue
+        node = config.get(section)
+        if part:
+            node = node.get(part) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             problems.append(FslError("is missing", where=where))
         else:
@@ -67,11 +85,13 @@ def validate(config: dict[str, Any]) -> Settings:
             problems += found
     if not problems:
         problems += _engine_problems(config)
+    settings: Checked | None = None
     try:
-        settings = Settings(**config)
+        settings = schema(**config)
     except ValidationError as error:
-        raise Problems(problems + build.problems_of(error, Settings, "", config)) from error
+        problems += build.problems_of(error, schema, "", config)
     raise_all(problems)
+    assert settings is not None
     return settings
 
 

@@ -3,50 +3,108 @@
 from __future__ import annotations
 
 import os
+import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from fsl_cli.errors import FslError, close_match, raise_all
-from fsl_cli.settings import overrides
+from fsl_cli.errors import FslError, close_match, first_line, raise_all
+from fsl_cli.settings import overrides, plain_yaml
 from fsl_cli.settings.build import arguments_of, defaults_of
 from fsl_cli.settings.compose import Composer, without_hydra
-from fsl_cli.settings.resolve import resolve
+from fsl_cli.settings.conf_files import conf_dir
+from fsl_cli.settings.resolve import RUNTIME, resolve
 from fsl_cli.settings.schema import TrainSettings
 from fsl_cli.settings.targets import target_of
 
 # Overrides that change how a trained model is tested; everything else belongs to training.
 SECTIONS = ("task", "eval", "hardware", "dataset", "algo", "backbone", "data_dir", "cache_dir")
+BUILT = ("dataset", "backbone", "algo")  # sections that name a class
 SWAPPABLE = ("dataset", "hardware")
 FOLDERS = {"data_dir": "FSL_DATA_DIR", "cache_dir": "FSL_CACHE_DIR"}
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved configuration with the options that its version did not have, at their defaults: it was run with these."""
+    """A saved configuration with the options that its version did not have, at their defaults: it was run with these.
+
+    Sections that are missing or name a class that may not be built stay as they are.
+    """
     config = dict(saved)
-    for section in ("dataset", "backbone", "algo"):
-        cls = target_of(config[section], section)
-        options = arguments_of(cls)
-        new = {name: value for name, value in defaults_of(cls).items() if name in options and name not in config[section]}
-        config[section] = {**config[section], **new}
-    fields = TrainSettings.model_fields.items()
-    config["train"] = {**{name: field.default for name, field in fields if not field.is_required()}, **config["train"]}
+    for section in BUILT:
+        cls = _class_of(config, section)
+        if cls:
+            new = arguments_of(cls).keys() - RUNTIME[section] - config[section].keys()
+            config[section] = {**config[section], **{key: value for key, value in defaults_of(cls).items() if key in new}}
+    if isinstance(config.get("train"), Mapping):
+        fields = TrainSettings.model_fields.items()
+        config["train"] = {**{name: field.default for name, field in fields if not field.is_required()}, **config["train"]}
     return config
 
 
-def changed(saved: dict[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
-    """A saved configuration with overrides on top.
+def _class_of(config: Mapping[str, Any], section: str) -> type | None:
+    """The class that a section names; None where there is no such section or the class may not be built."""
+    node = config.get(section)
+    try:
+        return target_of(node, section) if isinstance(node, Mapping) else None
+    except FslError:  # reported when the configuration is checked
+        return None
+
+
+def _with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved configuration that has all settings of ``eval`` and ``hardware``, those that are missing as in ``conf/``."""
+    found = {
+        "eval": plain_yaml.read(conf_dir() / "train.yaml")["eval"],
+        "hardware": plain_yaml.read(conf_dir() / "hardware" / "auto.yaml"),
+    }
+    given = {name: saved.get(name, {}) for name in found}
+    return {**saved, **{name: {**found[name], **node} for name, node in given.items() if isinstance(node, Mapping)}}
+
+
+def _named_folders(config: Mapping[str, Any]) -> list[str]:
+    """The options whose values are files or folders, such as ``dataset.root``."""
+    classes = {section: _class_of(config, section) for section in BUILT}
+    return [
+        f"{section}.{name}"
+        for section, cls in classes.items()
+        if cls
+        for name, (hint, _) in arguments_of(cls).items()
+        if name in config[section] and _is_path(hint)
+    ]
+
+
+def _is_path(hint: Any) -> bool:
+    return hint is Path or any(_is_path(each) for each in typing.get_args(hint))
+
+
+def _opened(saved: Mapping[str, Any]) -> tuple[DictConfig, list[str]]:
+    """A saved configuration to be changed, in which ``${...}`` is text, and its options that name folders.
+
+    The values of these options, and the folders of data and of caches, are the caller's own, whatever the saved
+    configuration says: it may come from another machine, or from somebody who has put other images there.
+    """
+    plain = _with_defaults(completed(saved)) | {key: os.environ.get(variable) or None for key, variable in FOLDERS.items()}
+    folders = _named_folders(plain)
+    for key in folders:
+        section, _, name = key.partition(".")
+        plain[section] = {key: value for key, value in plain[section].items() if key != name}
+    try:
+        return OmegaConf.create(plain_yaml.escaped(plain)), folders
+    except OmegaConfBaseException as error:
+        raise FslError(f"is not the configuration of a run: {first_line(error)}", where="config.yaml") from error
+
+
+def changed(saved: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
+    """A saved configuration with overrides on top. Its folders are not used, see `_opened`.
 
     Raises:
         Problems: overrides of keys that do not exist or that only matter in training.
     """
-    config = OmegaConf.create(saved)
-    for key, variable in FOLDERS.items():
-        if os.environ.get(variable):
-            config[key] = os.environ[variable]  # the run may have been trained on another machine
-    keys = [key for key in overrides.all_keys(config) if key.split(".")[0] in SECTIONS]
+    config, folders = _opened(saved)
+    keys = folders + [key for key in overrides.all_keys(config) if key.split(".")[0] in SECTIONS]
     problems = []
     for each in sorted(parsed, key=lambda each: each.key_or_group not in SWAPPABLE):  # groups first, then their keys
         key, place = each.key_or_group, each.input_line or each.key_or_group
@@ -55,7 +113,7 @@ def changed(saved: dict[str, Any], parsed: Sequence[Override]) -> dict[str, Any]
         elif key in SWAPPABLE:
             problems += overrides.group_problems([each])
             if not problems:
-                config[key] = resolve(without_hydra(Composer("train").compose([place])))[key]
+                config[key] = plain_yaml.escaped(resolve(without_hydra(Composer("train").compose([place])))[key])
                 keys += [name for name in overrides.all_keys(config) if name.startswith(f"{key}.")]
         elif key in ("algo", "backbone", "experiment"):
             problems.append(FslError("a trained model cannot change it", where=place, hint="override its options"))

@@ -97,18 +97,23 @@ def _known_resume(value: Literal[False] | str) -> Literal[False] | str:
     return value
 
 
-class Settings(Section):
-    """Everything a run needs, resolved. ``dataset``, ``backbone`` and ``algo`` are nodes for `fsl_cli.settings.build`."""
+class ModelSettings(Section):
+    """What a test of a trained model needs. ``dataset``, ``backbone`` and ``algo`` are nodes for `fsl_cli.settings.build`."""
 
     dataset: dict[str, Any]
     backbone: dict[str, Any]
     algo: dict[str, Any]
     task: TaskSettings
-    train: TrainSettings
     eval: EvalSettings
     hardware: HardwareSettings
-    wandb: WandbSettings
     seed: int = Field(ge=0, lt=2**63)  # what torch's generators take
     data_dir: Path
     cache_dir: Path
+
+
+class Settings(ModelSettings):
+    """Everything a run needs, resolved."""
+
+    train: TrainSettings
+    wandb: WandbSettings
     resume: Annotated[Literal[False] | str, AfterValidator(_known_resume)]

@@ -152,7 +152,7 @@ def test_each_library_is_imported_by_few_modules():
     assert users("wandb") <= of("results.tracking", "commands.doctor")
     assert users("rich") == of("show.console")
     assert users("hydra") <= of("settings.overrides", "settings.compose", "settings.saved")
-    assert users("omegaconf") <= users("hydra") | of("settings.resolve", "results.run_folder", "run.plan", "run.train")
+    assert users("omegaconf") <= users("hydra") | of("settings.resolve", "settings.plain_yaml", "run.plan", "run.train")
     assert users("learn2learn") == set()  # by name only, through fsl_cli.optional
     assert all(users(each) for each in ("wandb", "hydra", "omegaconf"))
 
