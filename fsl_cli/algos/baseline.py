@@ -6,16 +6,16 @@ support features of each task by gradient descent with momentum on the cross-ent
 
     min_(W,b)  mean_i CE(W f(x_i) + b, y_i)                      a query has the logits W f(x) + b
 
-in ``test_steps`` steps v <- momentum v + (1 - dampening) (g + decay theta), theta <- theta - lr v, where g is the gradient.
-As in PyTorch, dampening applies neither in the first step nor without momentum.
+in ``test_epochs`` passes over the support set, in random order, by mini-batches of ``test_batch`` images: 200 steps for five
+images, 700 for 25. A step is v <- momentum v + (1 - dampening) (g + decay theta), theta <- theta - lr v, where g is the
+gradient. As in PyTorch, dampening applies neither in the first step nor without momentum. The order of the images depends on
+the episode alone.
 
 Batch normalisation: while training by the mini-batch, in tests by the running averages.
 
-Deviations: the classifier starts at zero and each of the ``test_steps`` steps uses the whole support set; theirs starts at
-random values and goes through mini-batches of 4 images for 100 epochs (200 steps with five support images). So a test draws
-no random numbers here. Mini-batches of training contain two images of each of ``train_ways`` classes; theirs are 16 images
-drawn from all of them. Pre-training uses SGD with Nesterov momentum and a cosine schedule, theirs Adam. Images are not
-augmented. Schedules are shorter.
+Deviations: the classifier starts at zero, theirs at random values. Mini-batches of training contain two images of each of
+``train_ways`` classes; theirs are 16 images drawn from all of them. Pre-training uses SGD with Nesterov momentum and a cosine
+schedule, theirs Adam. Images are not augmented. Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

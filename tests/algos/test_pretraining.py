@@ -20,6 +20,7 @@ from fsl_cli.algos.common.pretraining import CosineHead, LinearHead, Pretrained
 from fsl_cli.algos.simpleshot import SimpleShot
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
+from fsl_cli.episodes.randomness import uniform
 from fsl_cli.errors import FslError
 from fsl_cli.results import checkpoint
 
@@ -152,6 +153,53 @@ def test_the_new_classifier_is_what_torchs_sgd_fits_to_each_task(cls, momentum):
             F.cross_entropy(head(support[task]), labels[task]).backward()
             optimizer.step()
         torch.testing.assert_close(logits[task], head(query[task]).detach(), **EXACT)
+
+
+def fitted_by_the_authors_loop(algorithm, support, labels, seed, epochs):
+    """Chen et al.'s ``set_forward_adaptation`` for one task, from the start of `new_head`; and the number of its steps."""
+    cosine = isinstance(algorithm, BaselinePP)
+    head = (CosineHead(4, 3, 2.0) if cosine else LinearHead(4, 3)).double()
+    for name, value in algorithm.new_head(support[None], 3, None).items():
+        getattr(head, name).data.copy_(value[0])
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9, dampening=0.9, weight_decay=0.001)
+    orders, steps = uniform(seed[None], (len(support), epochs), "passes")[0].argsort(0), 0
+    for epoch in range(epochs):
+        order = orders[:, epoch]
+        assert sorted(order.tolist()) == list(range(len(support)))
+        for i in range(0, len(support), 4):
+            chosen = order[i : min(i + 4, len(support))]
+            optimizer.zero_grad()
+            F.cross_entropy(head(support[chosen]), labels[chosen]).backward()
+            optimizer.step()
+            steps += 1
+    return head, steps
+
+
+@pytest.mark.parametrize("cls", [Baseline, BaselinePP])
+@pytest.mark.parametrize("images", [5, 8, 11])
+def test_the_new_classifier_is_what_the_authors_loop_over_mini_batches_of_four_fits(cls, images):
+    algorithm, seeds = tiny(cls), torch.tensor([7, 8, 9])
+    support, query = normal(3, images, 4), normal(3, 5, 4)
+    labels = torch.arange(images).remainder(3).expand(3, -1)
+    episodes = replace(of_embeddings(support, labels, query, 3), seeds=seeds)
+    logits = algorithm.classify(episodes)
+    for task in range(3):
+        head, steps = fitted_by_the_authors_loop(algorithm, support[task], labels[task], seeds[task], 100)
+        assert len(list(algorithm.batches(episodes))) == steps == 100 * -(-images // 4)
+        torch.testing.assert_close(logits[task], head(query[task]).detach(), **EXACT)
+
+
+@pytest.mark.parametrize("cls", [Baseline, BaselinePP])
+def test_a_task_is_fitted_alike_beside_tasks_of_more_images(cls):
+    algorithm, seeds, counts = tiny(cls, test_epochs=20), torch.tensor([7, 8, 9]), [3, 11, 6]
+    support, query, labels = normal(3, 11, 4), normal(3, 5, 4), torch.arange(11).remainder(3).expand(3, -1)
+    mask = torch.stack([torch.arange(11).flip(0) < count for count in counts])  # its images are the last ones
+    episodes = of_embeddings(support, labels, query, 3)
+    together = algorithm.classify(replace(episodes, support=replace(episodes.support, mask=mask), seeds=seeds))
+    for task, count in enumerate(counts):
+        alone = of_embeddings(support[task, None, -count:], labels[task, None, -count:], query[task, None], 3)
+        logits = algorithm.classify(replace(alone, seeds=seeds[task, None]))
+        torch.testing.assert_close(together[task], logits[0], **EXACT)
 
 
 # --- learning
