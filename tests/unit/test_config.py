@@ -93,6 +93,19 @@ def test_every_group_has_its_members():
     assert len(files) == len(MEMBERS) == sum(count.values())
 
 
+def test_an_experiment_whose_queries_help_each_other_says_how_many_there_are():
+    """Transductive accuracy depends on their number, which is that of the paper: K or one per class, in training and tests."""
+    found, authors = [], {"mamlpp": 1, "reptile": 1}
+    for name in choices("experiment"):
+        values = composed(f"experiment={name}")
+        if values["algo"].get("batch_norm") != "transductive" or values["task"]["ways"] is None:
+            continue
+        own = OmegaConf.load(conf_dir() / "experiment" / f"{name}.yaml")
+        assert own.task.get("queries") == authors.get(values["algo"]["name"], values["task"]["shots"]), name
+        found.append(name)
+    assert len(found) >= 28  # seven methods in four tasks
+
+
 @pytest.mark.parametrize(("group", "name"), [each for each in MEMBERS if each[0] in BUILT], ids=str)
 def test_a_member_has_exactly_the_options_of_its_constructor(group, name):
     node = member(group, name)[group]
