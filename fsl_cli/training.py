@@ -291,10 +291,11 @@ def rate_factor(settings: TrainSettings, seconds: Callable[[], float] = lambda: 
             return min(1.0, seconds() / (60 * settings.max_minutes))
         return min(1.0, iteration / settings.iterations)
 
+    final = settings.final_factor
     if settings.schedule == "linear":
-        return lambda iteration: 1 - passed(iteration)
+        return lambda iteration: final + (1 - final) * (1 - passed(iteration))
     if settings.schedule == "cosine":
-        return lambda iteration: 0.5 * (1 + math.cos(math.pi * passed(iteration)))
+        return lambda iteration: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * passed(iteration)))
     if settings.schedule == "step":
         return lambda iteration: settings.step_factor ** (iteration // settings.step_every)
     return lambda iteration: 1.0

@@ -26,7 +26,8 @@ Batch normalisation, in training and tests: ``inductive`` by the support images 
 another; ``transductive`` by all its images. A whole sequence is also normalised by the support images in it.
 
 Deviations from the paper: it has no few-shot task, the sequences are those of Santoro et al. 2016. Images pass through a
-backbone first, whose features are layer-normalised. The controller has one layer. Besides x_t and y_(t-1) it sees x_(t-1)
+backbone first, whose features are layer-normalised. The controller has one layer. The gradient also
+flows from the usage to the write weights, where the authors' code stops it. Besides x_t and y_(t-1) it sees x_(t-1)
 again, and the interface sees these inputs besides the controller's output; read keys and what is written start as the same
 linear map of an image. This initialisation is meant to avoid the plateau that MANN reached without it; see
 `fsl_cli.algos.common.memory.aligned`. The write gate and the allocation gate start open, the free gates closed, the read

@@ -13,11 +13,11 @@ the network and its head take the steps. This is the "pretrained on all tasks" o
 
 Batch normalisation: while training by the mini-batch. While fine-tuning by the support set; afterwards ``transductive``
 normalises a query by its query batch, ``inductive`` by the support set, as in `fsl_cli.algos.maml`. The running averages of
-training are not used.
+training are not used. Its scale and shift are fine-tuned as well.
 
 Deviations: there is no single paper to deviate from. Chosen here: the new head starts at zero, every step uses the whole
-support set, and all weights have the same step size. Dhillon et al. start the head at the support features and also minimise
-the entropy of the queries.
+support set, and all weights have the same step size. Dhillon et al. start the head at the support features and also
+minimise the entropy of the queries.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

@@ -25,17 +25,20 @@ with vectors are needed, and memory does not grow with the number of inner steps
   far as phi*.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch; ``inductive`` by the support set (MetaBN,
-Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set. When the test has another
+Bronskill et al. 2020). The support loss and its Hessian use the statistics of the support set. Scale and shift
+are adapted like any other weight, as in the authors' code. When the test has another
 number of ways than training, all rows of the head start at the mean of the trained rows.
 
 Deviations from the paper: its Omniglot runs have lambda = 2, 16 inner steps (25 with 20 ways) and 5 steps of conjugate
-gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what learns fastest on a CPU: a smaller lambda and
-8 inner steps, which do not reach the solution. The Hessian is then not that of a minimum, hence the large ``cg_damping``: g
-lies between the implicit gradient and that of FOMAML, 1 + d times shorter, which makes no difference to Adam. Every inner
-step includes the proximal term, as in the paper; the authors' code takes its steps without it, then one step on that term
-alone, and tests without it; in the system it adds 10 to lambda. Lambda is a constant (their code can learn it), the inner
-steps are of first order (the paper also has Hessian-free ones), and schedules are shorter. The head starts at zero, as in
-MAML here. Tasks whose matrix is not positive are treated as described above, where the paper assumes that it is.
+gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what learns fastest on a CPU: a smaller lambda
+and 8 inner steps, which do not reach the solution. The Hessian is then not that of a minimum, hence the large
+``cg_damping``: g lies between the implicit gradient and that of FOMAML, 1 + d times shorter, which makes no difference to
+Adam. Every inner step includes the proximal term, as in the paper; the authors' code takes its steps without it, then one
+step on that term alone, and tests without it; in the system it adds 10 to lambda. Lambda is a constant (their code can
+learn it), the inner steps are of first order (the paper also has Hessian-free ones), and schedules are shorter. The
+initialisation is that of the backbone, and the head starts at zero, as in MAML here; theirs is Xavier's with a gain of 1.73
+for convolutions and head, and biases between 0 and 0.05. Tasks whose matrix is not positive are treated as described above,
+where the paper assumes that it is.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``cg_residual``, |b - A g| / |b| of the system A g = b
 given to conjugate gradient, mean over the tasks, 0 where it is solved; ``inner_gradient``, the distance of the inner steps

@@ -17,14 +17,16 @@ The other four configurations differ as follows, with theta = (body, head):
   alpha has one learned value, including its sign, for every weight.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in the authors' code; ``inductive`` by the
-support set (MetaBN, Bronskill et al. 2020). When the test has another number of ways than training, all rows of the head
-start at the mean of the trained rows.
+support set (MetaBN, Bronskill et al. 2020). By default its scale and shift are adapted like any other weight; with
+``adapt_batch_norm=false`` all tasks and steps share the meta-learned ones, as in the authors' code, which has a shift but
+no scale. When the test has another number of ways than training, all rows of the head start at the mean of the trained
+rows.
 
-Deviations from the paper: schedules are shorter unless an experiment file sets the paper's. Batch normalisation has
-epsilon 1e-5 (TensorFlow's was 1e-3). The head starts at zero instead of a random normal: it trains faster, and the
-initialisation does not depend on the order of the labels. (BOIL's head starts as PyTorch initialises it, because no gradient
-would reach the body otherwise.) ANIL, BOIL and Meta-SGD use MAML's defaults; BOIL's paper does not test this task, ANIL's
-tests it with 20 ways. Meta-SGD's alpha starts at one value for all weights instead of random values.
+Deviations from the paper: schedules are shorter unless an experiment file sets the paper's. Batch normalisation has epsilon
+1e-5 (TensorFlow's was 1e-3). The head starts at zero instead of a random normal: it trains faster, and the initialisation
+does not depend on the order of the labels. (BOIL's head starts as PyTorch initialises it, because no gradient would reach
+the body otherwise.) ANIL, BOIL and Meta-SGD use MAML's defaults; BOIL's paper does not test this task, ANIL's tests it with
+20 ways. Meta-SGD's alpha starts at one value for all weights instead of random values.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr``, the mean of the step sizes, if they are
 learned.
@@ -102,7 +104,7 @@ class MAML(GradientLearner):
             **options,
         )
         named = dict(self.net.named_parameters())
-        adapted = {name: named[name] for name in adapted_names(self.net, adapt)}
+        adapted = {name: named[name] for name in adapted_names(self.net, adapt, batch_norm=self.adapt_batch_norm)}
         self.step_sizes = StepSizes(adapted, inner_lr, inner_lr_learning, inner_steps)
         self.first_order, self.adapt = first_order, adapt
         self.set_engine(engine, ways)

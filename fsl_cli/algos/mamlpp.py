@@ -6,28 +6,31 @@
   and the weight of the last step grows by what they lose. After that only the last step counts, which is also faster to
   compute. With ``multi_step_iterations=0`` that is so from the start.
 - Batch normalisation of every step (BNRS, BNWB): with ``per_step_batch_norm`` every step has its own scale and shift. They
-  are meta-learned, not adapted; the queries after step i use those of step i. A step is normalised by its own batch or, in
-  tests with ``batch_norm=running``, by running averages of its own.
+  are meta-learned, never adapted, whatever ``adapt_batch_norm`` is (without ``per_step_batch_norm`` that decides); the
+  queries after step i use those of step i. A step is normalised by its own batch or, in tests with ``batch_norm=running``,
+  by running averages of its own.
 - Derivative-order annealing (DA): the first ``first_order_iterations`` outer steps ignore second derivatives.
-- Cosine annealing of the outer learning rate (CA): ``train.schedule=cosine``.
+- Cosine annealing of the outer learning rate (CA): ``train.schedule=cosine``; the authors end at a hundredth of the initial
+  rate, ``train.final_factor=0.01``.
 
 Batch normalisation of a query: ``transductive`` by its query batch, as in the authors' code, which keeps running averages
 for every step but never uses them; ``inductive`` by the support set; ``running``, what the paper describes: training is as
-with ``transductive``, and in tests everything in a step, including the support images, is normalised by the running averages
-of that step. These averages are collected in a second pass over the support and query batches, without gradients. Most of
-what is learned is lost this way, since averages over tasks are not the statistics of five images: after two minutes on one
-core (``train.max_minutes=2 algo.batch_norm=running``) 24.8 ± 1.2 %, and 55.9 ± 1.7 % when the same run is tested with
-``algo.batch_norm=transductive`` (Omniglot, n = 200). When a test takes more steps than training did, the additional steps
-use the step size, scale, shift and averages of the last.
+with ``transductive``, and in tests everything in a step, including the support images, is normalised by the running
+averages of that step. These averages are collected in a second pass over the support and query batches, without gradients.
+Most of what is learned is lost this way, since averages over tasks are not the statistics of five images: after two minutes
+on one core (``train.max_minutes=2 algo.batch_norm=running``) 24.8 ± 1.2 %, and 55.9 ± 1.7 % when the same run is tested
+with ``algo.batch_norm=transductive`` (Omniglot, n = 200). When a test takes more steps than training did, the additional
+steps use the step size, scale, shift and averages of the last.
 
 Deviations from the paper: annealing counts outer steps, not epochs. By default there are 3 steps (5 in the paper), 5
 queries per class in training (1 in the authors' code), no derivative-order annealing (50 epochs in the paper, none in their
-Omniglot configuration) and a shorter schedule. The network is the configured backbone, which uses strides where theirs uses
-max-pooling. One model is tested; the paper's figures are means over three seeds, each an ensemble of the five best epochs of
-one training. The initial head and other numbers of ways are treated as in `fsl_cli.algos.maml`.
+Omniglot configuration) and a shorter schedule. The network is the configured backbone, which uses strides and ReLUs where
+theirs has max-pooling and leaky ReLUs (``backbone.downsample=max_pool backbone.negative_slope=0.01``). One model is tested;
+the paper's figures are means over three seeds, each an ensemble of the five best epochs of one training. The initial head
+and other numbers of ways are treated as in `fsl_cli.algos.maml`.
 
-Logged: ``loss``, the weighted sum; ``last_step_loss`` and ``accuracy`` on the queries after the last step; ``inner_lr``, the
-mean of the step sizes, if they are learned; ``last_step_importance``, v_K.
+Logged: ``loss``, the weighted sum; ``last_step_loss`` and ``accuracy`` on the queries after the last step; ``inner_lr``,
+the mean of the step sizes, if they are learned; ``last_step_importance``, v_K.
 
 Measured on Omniglot, 5-way 1-shot, after ten minutes on one CPU core (1,130 iterations): 91.78 ± 0.46 % (transductive; 95%
 t interval over 1,000 test episodes). The paper, an ensemble of five epochs, mean of three seeds: 99.47 %.
@@ -54,7 +57,7 @@ from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import EngineName
-from fsl_cli.inner.inner_loop import InnerLoop
+from fsl_cli.inner.inner_loop import InnerLoop, adapted_names
 from fsl_cli.inner.step_sizes import Learning, StepSizes
 from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
 
@@ -110,7 +113,9 @@ class MAMLPlusPlus(GradientLearner):
         self.batch_norms = PerStepBatchNorm(self.net, inner_steps if per_step_batch_norm else 0)
         if self.running and not list(self.batch_norms.parameters()):
             raise FslError("the backbone has no batch normalisation to average", where="algo.batch_norm", hint="use inductive")
-        adapted = {name: theta for name, theta in self.net.named_parameters() if theta.requires_grad}
+        named = dict(self.net.named_parameters())
+        names = adapted_names(self.net, "all", batch_norm=self.adapt_batch_norm)
+        adapted = {name: named[name] for name in names if named[name].requires_grad}
         self.step_sizes = StepSizes(adapted, inner_lr, inner_lr_learning, inner_steps)
         self.multi_step_iterations, self.first_order_iterations = multi_step_iterations, first_order_iterations
         # A tensor, because torch.compile recompiles whenever a Python number of a module changes.

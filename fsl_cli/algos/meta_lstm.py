@@ -21,7 +21,8 @@ f_t starts at ``forget``: close to plain gradient descent. There are no options 
 inner loop: the gates are the optimizer, and 1 - f_t is the decay.
 
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in MAML; ``inductive`` by the support set
-(MetaBN, Bronskill et al. 2020), which is what the authors do in tests, with averages over the steps. When the test has
+(MetaBN, Bronskill et al. 2020), which is what the authors do in tests, with averages over the steps. Its scale and
+shift are coordinates like any other weight. When the test has
 another number of ways than training, all rows of the head start at the mean of the trained rows.
 
 Deviations from the paper: the input gate starts at ``inner_lr``, by default more than the authors' 0.01, and the head at

@@ -9,19 +9,21 @@ is MAML whose head starts, in each task, from that classifier:
 It then takes K gradient steps on the support loss over all weights, head and body. The outer loss is the query loss after
 the steps, differentiated through the steps and through the prototypes (``first_order=true`` treats the inner gradients as
 constants, but still differentiates the prototypes). With zero steps it is ProtoNet. Nothing of the head is meta-learned, so
-a task may have any number of ways. With one shot, a support image is its own prototype: once the classes are well separated,
-its loss is nearly zero and the steps change little. They matter with more shots.
+a task may have any number of ways. With one shot, a support image is its own prototype: once the classes are well
+separated, its loss is nearly zero and the steps change little. They matter with more shots.
 
 The logits are squared distances, tens of times larger than the logits of MAML's zero head, and so are the gradients of the
 body: ``inner_lr`` is smaller than MAML's. W has no further factor, so features of another size (a wider backbone,
 ``downsample=max_pool``) need another ``inner_lr``.
 
-Batch normalisation: ``transductive`` normalises a query by its query batch, as MAML does; ``inductive`` by the support
-set (MetaBN, Bronskill et al. 2020). Support features, including those of the prototypes, are normalised by the support set.
+Batch normalisation: ``transductive`` normalises a query by its query batch, as MAML does; ``inductive`` by the support set
+(MetaBN, Bronskill et al. 2020). Support features, including those of the prototypes, are normalised by the support set. By
+default its scale and shift are adapted like any other weight; the authors' code does not (``adapt_batch_norm=false``).
 
 Deviations from the paper: on Meta-Dataset it uses a ResNet-18 that may be pre-trained, first-order gradients and episodes
 of varying ways and shots. Here the backbone is trained from scratch on episodes of one shape, and second derivatives are
-included by default. With ``augment_support`` the changed copies are part of the prototypes.
+included by default. By default there is one step; theirs, chosen by search, are six on ImageNet. With ``augment_support``
+the changed copies are part of the prototypes.
 
 Logged: ``loss`` and ``accuracy`` on the queries after adaptation; ``inner_lr``, the mean of the step sizes, if they are
 learned.

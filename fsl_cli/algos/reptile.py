@@ -4,10 +4,10 @@ For each task, k steps of SGD or Adam on mini-batches of its support images lead
 
     theta <- theta + b * mean_i(theta_i' - theta)
 
-Neither queries nor second derivatives are needed: theta moves towards the weights that training on the task arrives at. With
-``train.meta_batch=1`` this is the serial version (algorithm 1). The outer step is taken by ``train.optimizer``, which
-receives theta - mean_i theta_i' as its gradient: ``torch.optim.SGD`` with ``lr`` = b is the paper's; the paper suggests Adam
-as well.
+Neither queries nor second derivatives are needed: theta moves towards the weights that training on the task arrives at.
+With ``train.meta_batch=1`` this is the serial version (algorithm 1). The outer step is taken by ``train.optimizer``, which
+receives theta - mean_i theta_i' as its gradient: ``torch.optim.SGD`` with ``lr`` = b is the paper's; the paper suggests
+Adam as well.
 
 As in the authors' code, a training task has more shots (``train_shots``) than the test, Adam in the inner loop has
 beta1 = 0, and the steps on a task use mini-batches (``inner_batch``, ``test_inner_batch``) drawn without replacement, epoch
@@ -19,17 +19,18 @@ rows of the head are equal, as they are at the start, this leaves theta' of the 
 head the mean of the rows: the same expected update with less noise, since labels are drawn at random in every episode.
 
 Batch normalisation: by the mini-batch in a step. ``transductive`` normalises a query by its query batch, the "with
-transduction" of the paper; ``inductive`` by the support set (MetaBN, Bronskill et al. 2020). When the test has another
+transduction" of the paper; ``inductive`` by the support set (MetaBN, Bronskill et al. 2020). Its scale and shift
+are adapted like any other weight, as in the authors' code. When the test has another
 number of ways than training, all rows of the head start at the mean of the trained rows.
 
 Deviations from the paper: ``symmetric_head``, which can be switched off. By default the inner optimizer is SGD, tests take
 ten steps on the whole support set, and the schedule is much shorter, with a constant step size; the authors' code has
 ``inner_optimizer=adam``, ``inner_lr=0.001``, ``inner_steps=5``, ``test_inner_steps=50``, ``test_inner_batch=5``,
-``train.meta_batch=5`` and ``train.schedule=linear``. Adam's moments start at zero in every task, while that code carries
-them over from task to task; therefore the first steps here change every weight by about ``inner_lr``. "Without
-transduction", the authors normalise a query by the support set and that query, here by the support set alone. Their query
-batch has one image per class, here ``task.queries``. Batch normalisation has epsilon 1e-5 (TensorFlow's was 1e-3); the head
-starts at zero.
+``train.meta_batch=5`` and ``train.schedule=linear``, and its network ``backbone.pool=flatten``. Adam's moments start at
+zero in every task, while that code carries them over from task to task; therefore the first steps here change every weight
+by about ``inner_lr``. "Without transduction", the authors normalise a query by the support set and that query, here by the
+support set alone. Their query batch has one image per class, here ``task.queries``. Batch normalisation has epsilon 1e-5
+(TensorFlow's was 1e-3); the head starts at zero.
 
 Logged: ``loss`` and ``accuracy`` on ``train_queries`` queries after adaptation, which are not used for the update;
 ``distance``: the mean over tasks of the Euclidean distance between theta' and theta.

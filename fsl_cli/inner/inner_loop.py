@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fsl_cli.backbones.batch_norm import statistics_from
+from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.inner.update_rules import PLAIN_SGD, UpdateRule
 
 Adapt = Literal["all", "head", "body"]
@@ -46,9 +46,17 @@ def mean_row(values: Tensor, ways: int) -> Tensor:
     return values.mean(0, keepdim=True).repeat(ways, *[1] * (values.ndim - 1))
 
 
-def adapted_names(net: Classifier, which: Adapt) -> list[str]:
-    """Names of the parameters that the inner loop adapts."""
-    names = [name for name, _ in net.named_parameters()]
+def adapted_names(net: Classifier, which: Adapt, *, batch_norm: bool = True) -> list[str]:
+    """Names of the parameters that the inner loop adapts.
+
+    Args:
+        net: the classifier.
+        which: the part that is adapted.
+        batch_norm: whether that includes the scale and shift of batch normalisation.
+    """
+    norms = [layer for layer in net.modules() if isinstance(layer, BatchNorm) and not batch_norm]
+    kept = {id(theta) for layer in norms for theta in layer.parameters()}
+    names = [name for name, theta in net.named_parameters() if id(theta) not in kept]
     return names if which == "all" else [name for name in names if name.startswith(f"{which}.")]
 
 
@@ -59,7 +67,8 @@ class InnerLoop:
     Attributes:
         net: the classifier.
         which: the part that is adapted; the rest keeps its meta-learned values.
-        step_sizes: alpha by parameter name for step 0, 1, ...; the last entry also applies to all later steps.
+        step_sizes: alpha by parameter name for step 0, 1, ...; the last entry also applies to all later steps. Parameters
+            without one are not adapted.
         first_order: treat inner gradients as constants.
         transductive: queries are normalised by the statistics of the query batch; otherwise by those of the support
             set, so that a query's logits do not depend on the other queries (MetaBN, Bronskill et al. 2020).

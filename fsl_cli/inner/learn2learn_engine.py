@@ -41,6 +41,8 @@ def check_supported(inner: InnerLoop) -> None:
         raise _unsupported("algo.per_step_batch_norm=true", "per_step_batch_norm=false")
     if inner.rule != PLAIN_SGD:
         raise _unsupported("other inner optimizer than sgd without weight decay", "inner_optimizer=sgd inner_weight_decay=0")
+    if set(inner.local(inner.step_sizes[0])) != {name for name, _ in inner.module.named_parameters()}:
+        raise _unsupported("algo.adapt_batch_norm=false", "adapt_batch_norm=true")
     learned = [alpha for alpha in inner.step_sizes[0].values() if isinstance(alpha, Tensor)]
     if learned and learned[0].ndim == 0:
         raise _unsupported("algo.inner_lr_learning=per_layer", "inner_lr_learning=none or per_parameter")

@@ -32,6 +32,7 @@ class TrainSettings(Section):
     optimizer: dict[str, Any]
     schedule: Literal["constant", "linear", "cosine", "step"]
     schedule_by: Literal["iterations", "minutes"] = "iterations"
+    final_factor: float = Field(default=0.0, ge=0, le=1)
     step_every: int = Field(ge=1)
     step_factor: float = Field(gt=0, le=1)
     clip_grad_norm: float | None = Field(gt=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ from problems import TinyNet, random_episodes
 
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.mamlpp import MAMLPlusPlus
+from fsl_cli.algos.proto_maml import ProtoMAML
 from fsl_cli.errors import FslError
+from fsl_cli.inner.tasks import loop_tasks, vmap_tasks
 
 EPISODES = random_episodes()
+TASKS = {"loop": loop_tasks, "vmap": vmap_tasks}
 
 
 def maml(engine: str, **options) -> MAML:
@@ -22,11 +27,12 @@ def maml(engine: str, **options) -> MAML:
     return algorithm
 
 
-def loss_and_gradients(algorithm: MAML) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_gradients(algorithm: MAML, missing_ok: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     algorithm.zero_grad()
     loss = algorithm.loss(EPISODES).loss
     loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in algorithm.named_parameters()}
+    gradients = {name: p.grad for name, p in algorithm.named_parameters() if not (missing_ok and p.grad is None)}
+    return loss.detach(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
 ORDERS = [{"first_order": False}, {"first_order": True}]
@@ -95,8 +101,6 @@ def test_first_order_differs_from_second_order_and_only_in_the_gradient():
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_predict_matches_the_equation_in_plain_pytorch(steps):
     """theta' = theta - alpha * grad, section 2.2 of the paper, by `torch.optim.SGD` on a copy of the module."""
-    import copy
-
     algorithm = maml("vmap", inner_steps=1, test_inner_steps=steps)
     predicted = algorithm.predict(EPISODES)
     for task in range(len(EPISODES)):
@@ -109,7 +113,43 @@ def test_predict_matches_the_equation_in_plain_pytorch(steps):
         torch.testing.assert_close(predicted[task], net(EPISODES.query.x[task]).detach(), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("options", [{"adapt": "body"}, {"inner_lr_learning": "per_layer"}], ids=str)
+@pytest.mark.parametrize("make", [MAML, ProtoMAML, partial(MAMLPlusPlus, per_step_batch_norm=False)], ids=str)
+def test_scale_and_shift_of_batch_norm_stay_and_are_meta_learned_where_they_are_not_adapted(make):
+    """The engines agree, their adapted weights have no scale or shift, and it is the same equation in plain PyTorch."""
+    found = []
+    for engine in ("loop", "vmap"):
+        torch.manual_seed(0)
+        algorithm = make(TinyNet(), 4, 3, engine, inner_steps=2, inner_lr=0.3, adapt_batch_norm=False).double()
+        torch.nn.init.normal_(algorithm.net.head.weight)
+        loss, gradients = loss_and_gradients(algorithm, missing_ok=True)
+        for name in ("weight", "bias"):
+            assert gradients[f"net.body.norm.{name}"].abs().max() > 1e-4
+        tasks = algorithm.tasks(EPISODES) if make is ProtoMAML else TASKS[engine](algorithm.inner_loop(3), EPISODES)
+        assert not [name for name in tasks.start if "norm" in name]
+        assert "body.conv.weight" in tasks.start
+        found.append({"loss": loss, **gradients})
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-11)
+    adapted = make(TinyNet(), 4, 3, "loop", inner_steps=2, inner_lr=0.3).double()
+    adapted.load_state_dict(algorithm.state_dict(), strict=False)
+    assert not torch.isclose(adapted.loss(EPISODES).loss, found[0]["loss"], rtol=1e-4)
+
+
+def test_adaptation_without_scale_and_shift_is_torchs_sgd_of_the_other_weights():
+    algorithm = maml("vmap", inner_steps=3, adapt_batch_norm=False)
+    predicted = algorithm.predict(EPISODES)
+    for task in range(len(EPISODES)):
+        net = copy.deepcopy(algorithm.net)
+        optimizer = torch.optim.SGD([theta for name, theta in net.named_parameters() if "norm" not in name], lr=0.3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(EPISODES.support.x[task]), EPISODES.support.y[task]).backward()
+            optimizer.step()
+        torch.testing.assert_close(predicted[task], net(EPISODES.query.x[task]).detach(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "options", [{"adapt": "body"}, {"inner_lr_learning": "per_layer"}, {"adapt_batch_norm": False}], ids=str
+)
 def test_unsupported_options_of_learn2learn_are_errors(options):
     with pytest.raises(FslError, match="learn2learn has no"):
         maml("learn2learn", **options)

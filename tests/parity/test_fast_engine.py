@@ -135,7 +135,22 @@ def test_fast_agrees_with_the_loop(net, variant):
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("options", [{}, {"inner_lr_learning": "per_parameter"}, {"adapt": "head"}, {"adapt": "body"}], ids=str)
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("options", [{}, {"adapt": "body"}, {"inner_lr_learning": "per_parameter"}], ids=str)
+def test_fast_agrees_with_the_loop_where_batch_norm_is_not_adapted(net, first_order, options):
+    options = {"inner_steps": 3, "first_order": first_order, "adapt_batch_norm": False, **options}
+    reference_loss, reference = loss_and_gradients(maml("loop", net, **options))
+    loss, gradients = loss_and_gradients(maml("fast", net, **options))
+    torch.testing.assert_close(loss, reference_loss, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradients, reference, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"inner_lr_learning": "per_parameter"}, {"adapt": "head"}, {"adapt": "body"}, {"adapt_batch_norm": False}],
+    ids=str,
+)
 def test_second_order_gradient_agrees_with_finite_differences(net, options):
     algorithm = maml("fast", net, inner_steps=2, **options)
     _, gradients = loss_and_gradients(algorithm)

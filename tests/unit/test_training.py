@@ -140,6 +140,11 @@ def test_the_schedules_are_torchs_and_their_formulas():
     cosine = rates(iterations=8, schedule="cosine")
     assert cosine == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=8), 8))
     assert cosine == pytest.approx([0.1 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+    above = rates(iterations=8, schedule="linear", final_factor=0.1)
+    assert above == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.1, total_iters=8), 8))
+    above = rates(iterations=8, schedule="cosine", final_factor=0.01)
+    bottom = 0.01 * above[0]
+    assert above == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 8, bottom), 8))
     step = rates(iterations=8, schedule="step", step_every=3, step_factor=0.5)
     assert step == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.StepLR(opt, 3, 0.5), 8))
     assert step == pytest.approx([0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])

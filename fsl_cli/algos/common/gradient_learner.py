@@ -30,13 +30,16 @@ class GradientOptions(MetaOptions, DescentOptions, total=False):
 
 
 class UnrolledOptions(GradientOptions, total=False):
-    """`GradientOptions`, and an option of methods that differentiate the outer loss through the inner steps.
+    """`GradientOptions`, and options of methods that differentiate the outer loss through the inner steps.
 
     Args:
+        adapt_batch_norm: whether the inner loop adapts the scale and shift of batch normalisation like any other weight
+            (default); false: all tasks and steps use the meta-learned ones.
         checkpoint_inner: recompute the inner steps for the outer gradient instead of keeping all of them in memory;
             default: false.
     """
 
+    adapt_batch_norm: bool
     checkpoint_inner: bool
 
 
@@ -51,6 +54,7 @@ class GradientLearner(StepLearner):
         transductive: true: queries are normalised by the query batch; false: by the support set.
         zero_head: true: the head starts at zero; false: as PyTorch initialises it.
         train_queries: see `MetaOptions`.
+        adapt_batch_norm: see `UnrolledOptions`.
         checkpoint_inner: see `UnrolledOptions`.
         options: see `DescentOptions`.
 
@@ -70,6 +74,7 @@ class GradientLearner(StepLearner):
         transductive: bool,
         zero_head: bool = True,
         train_queries: int | None = None,
+        adapt_batch_norm: bool = True,
         checkpoint_inner: bool = False,
         **options: Unpack[DescentOptions],
     ) -> None:
@@ -79,7 +84,7 @@ class GradientLearner(StepLearner):
             nn.init.zeros_(self.net.head.weight)
             nn.init.zeros_(self.net.head.bias)
         self.inner_steps = inner_steps
-        self.train_queries, self.checkpoint_inner = train_queries, checkpoint_inner
+        self.train_queries, self.adapt_batch_norm, self.checkpoint_inner = train_queries, adapt_batch_norm, checkpoint_inner
         self.set_steps(inner_steps, transductive=transductive, **options)
 
     def train_task(self, task: Task) -> Task:
