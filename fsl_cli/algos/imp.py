@@ -6,7 +6,8 @@ A class is a mixture of Gaussians of variance sigma. Their number is inferred as
 2. The images are visited in order. An image that is further than the threshold from every cluster of its class,
    min_c |h_i - mu_c|^2 > lambda, becomes the centre of a new cluster of its class.
 3. Each image is divided among the clusters of its class, z_ic = N(h_i; mu_c, sigma) / sum_c N(h_i; mu_c, sigma), and
-   the prototypes are mu_c = sum_i z_ic h_i / sum_i z_ic.
+   the prototypes are mu_c = sum_i z_ic h_i / sum_i z_ic. A cluster with sum_i z_ic <= 0.001 is empty and dropped, as in the
+   authors' code: between two modes of a class, nobody is near the mean that its first cluster started at.
 
 The threshold (eq. 6) is lambda = -2 sigma log(alpha / (1 + rho / sigma)^(d/2)), where d is the width of the embedding, rho
 the variance between the class means of the episode, and alpha the concentration of the Dirichlet process: the larger it is,
@@ -22,8 +23,7 @@ Deviations from the paper: support sets are labelled, so there is one sigma and 
 episodes have ``train_ways`` classes; sigma starts at 0.5 where the authors' code has 5; schedules are shorter; the network
 is the configured backbone, which by default uses strides where theirs uses max-pooling. As in that code, with which
 Algorithm 1 was compared, the assignments z and the threshold are constants to the gradient, rho is the mean over the
-dimensions of the unbiased variance, and there is one pass over the support set. That code drops clusters whose shares sum to
-less than 0.001; they are kept here.
+dimensions of the unbiased variance, and there is one pass over the support set.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``sigma``;
 ``threshold``, lambda; ``clusters``, prototypes per class.
@@ -53,6 +53,9 @@ from fsl_cli.algos.common.prototypes import class_means, of_each_class, squared_
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 from fsl_cli.statistics.classification import cross_entropy
+
+
+_EMPTY = 1e-3  # a cluster is dropped unless the images' shares in it sum to more
 
 
 class IMP(EmbeddingLearner):
@@ -109,7 +112,7 @@ class Mixture:
     Attributes:
         prototypes: ``[T, M, D]``.
         labels: int64 ``[T, M]``.
-        exists: bool ``[T, M]``; episodes may have fewer than M clusters.
+        exists: bool ``[T, M]``; episodes may have fewer than M clusters. Each class has at least one.
         threshold: ``[T]``, lambda.
     """
 
@@ -147,7 +150,7 @@ def infer_clusters(
     if mask is not None:
         log_z = log_z.masked_fill(~mask.unsqueeze(2), -math.inf)
     share = torch.softmax(log_z.masked_fill(~exists.unsqueeze(1), 0.0), dim=1)  # z_ic / sum_i z_ic, exact for tiny z as well
-    return Mixture(share.transpose(1, 2) @ support, labels, exists, threshold)
+    return Mixture(share.transpose(1, 2) @ support, labels, exists & (log_z.exp().sum(1) > _EMPTY), threshold)
 
 
 def cluster_threshold(means: Tensor, sigma: Tensor, alpha: float) -> Tensor:
