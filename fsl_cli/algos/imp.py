@@ -54,7 +54,6 @@ from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
 from fsl_cli.statistics.classification import cross_entropy
 
-
 _EMPTY = 1e-3  # a cluster is dropped unless the images' shares in it sum to more
 
 
