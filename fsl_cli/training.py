@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -297,5 +298,8 @@ def rate_factor(settings: TrainSettings, seconds: Callable[[], float] = lambda: 
     if settings.schedule == "cosine":
         return lambda iteration: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * passed(iteration)))
     if settings.schedule == "step":
+        if settings.step_at is not None:
+            drops = sorted(settings.step_at)
+            return lambda iteration: settings.step_factor ** bisect.bisect_right(drops, iteration)
         return lambda iteration: settings.step_factor ** (iteration // settings.step_every)
     return lambda iteration: 1.0

@@ -34,6 +34,7 @@ class TrainSettings(Section):
     schedule_by: Literal["iterations", "minutes"] = "iterations"
     final_factor: float = Field(default=0.0, ge=0, le=1)
     step_every: int = Field(ge=1)
+    step_at: list[Annotated[int, Field(ge=1)]] | None = None
     step_factor: float = Field(gt=0, le=1)
     clip_grad_norm: float | None = Field(gt=0)
     log_every: int = Field(ge=1)

@@ -219,6 +219,7 @@ def test_all_problems_are_reported_together_with_close_matches(default):
         ("train__max_minutes", 0),
         ("train__step_factor", 1.1),
         ("train__step_factor", 0),
+        ("train__step_at", 4000),
         ("train__clip_grad_norm", 0),
         ("train__patience", 0),
         ("train__val_every", -5),
