@@ -112,7 +112,7 @@ def check_same_configuration(saved: Mapping[str, Any], current: Mapping[str, Any
         raise FslError(
             f"belongs to another configuration: {'; '.join(differing)}",
             where=str(path),
-            hint="repeat those settings, or train with resume=false",
+            hint="repeat those settings, or train with resume=false in another hydra.run.dir",
         )
 
 

@@ -39,13 +39,18 @@ class RunFolder:
         """Write a file of this folder atomically; every file but logs and metrics is written through this method."""
         write_atomically(path, write)
 
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a run has been here: its configuration, results or checkpoints."""
+        return any(path.exists() for path in (self.config, self.results, self.best, self.last))
+
     def check_free(self, hint: str = "go on with resume=auto, or choose another hydra.run.dir") -> None:
         """Make sure that no run is in this folder.
 
         Raises:
             FslError: there is one; ``hint`` says what to do.
         """
-        if self.config.exists():
+        if self.holds_a_run:
             raise FslError("already holds a run", where=str(self.path), hint=hint)
 
     def claim(self) -> None:
@@ -67,11 +72,6 @@ class RunFolder:
         handler = logging.FileHandler(self.log, delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         return handler
-
-    def forget_results(self) -> None:
-        """Remove what an earlier end of this run has left: it is not the result of a run that goes on."""
-        for path in (self.results, self.episodes, self.curves):
-            path.unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """``config.yaml``: the resolved configuration."""
@@ -128,14 +128,11 @@ class SilentRunFolder(RunFolder):
         """What ignores every line."""
         return logging.NullHandler()
 
-    def forget_results(self) -> None:
-        """Do nothing."""
-
 
 def unused(path: Path) -> Path:
     """``path``, or the same with a number behind it where a run of the same second has that name already."""
     others = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
-    return next(each for each in itertools.chain([path], others) if not RunFolder(each).config.exists())
+    return next(each for each in itertools.chain([path], others) if not RunFolder(each).holds_a_run)
 
 
 def known_runs(root: Path = Path("outputs/train")) -> str:

@@ -55,9 +55,9 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
     if error is not None:
         status = {"state": "failed", "error": error}
     state = str(status["state"])
-    if results is None and status.get("tested") is False:
+    if status.get("tested") is False:
         return {**dict.fromkeys(COLUMNS, ""), **_known(run), "run": name, "state": state}
-    if results is None or state == "failed":
+    if results is None or state != "done":  # results that are there are those of an earlier end of the run
         reason = str(status.get("error", "no results"))
         task = {key: str(value) for key, value in status.get("task", {}).items()}
         return {**dict.fromkeys(COLUMNS, ""), **_known(run), **task, "run": name, "state": f"{state}: {reason}"}

@@ -16,7 +16,6 @@ from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.results import checkpoint
 from fsl_cli.results.results import Results
-from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.results.tracking import JsonLines, Trackers, WandbRun, resolve_mode
 from fsl_cli.run import lines
 from fsl_cli.run.episode_picture import draw_validation_episode
@@ -24,8 +23,8 @@ from fsl_cli.run.lifecycle import Life
 from fsl_cli.run.meta_test import meta_test
 from fsl_cli.run.parts import assemble, build_optimizer
 from fsl_cli.run.plan import Job
+from fsl_cli.run.resuming import resume_point
 from fsl_cli.settings.saved import completed
-from fsl_cli.settings.schema import Settings
 from fsl_cli.show import console
 from fsl_cli.statistics.intervals import t_interval
 from fsl_cli.training import Hooks, Training
@@ -46,7 +45,7 @@ class Experiment:
         self.job, self.life, self.folder = job, life, life.folder
         self.settings, self.config = job.settings, job.config
         self.processes = processes.current()
-        self.start = self.processes.from_first(lambda: _resume_point(self.settings, self.folder))
+        self.start = self.processes.from_first(lambda: resume_point(self.settings.resume, self.config, self.folder))
         splits: tuple[SplitName, ...] = ("train", "val", "test") if self.settings.eval.episodes else ("train", "val")
         self.parts = assemble(self.settings, trained_ways=self.settings.task.ways, splits=splits)
         self.training = Training(
@@ -82,7 +81,6 @@ class Experiment:
         claim = self.start is None and self.settings.resume != "auto"
         self.life.details["iteration"] = self.training.progress.iteration
         self.life.begin(self.config, self.parts.hardware.device, self.job.command, claim=claim)
-        self.folder.forget_results()
         if self.folder.silent:
             return Trackers()
         if self.start is not None:
@@ -207,23 +205,3 @@ class Experiment:
                     trackers.picture(self.training.progress.iteration, "val/episode", picture)
         trackers.checkpoint(path, {f"test_{self.headline.name}": results.score.mean, **self.settings.task.model_dump()})
         return results
-
-
-def _resume_point(settings: Settings, folder: RunFolder) -> Path | None:
-    """The checkpoint to go on from.
-
-    Raises:
-        FslError: there is none where one was asked for, or a run would be overwritten.
-    """
-    path = None
-    if settings.resume == "auto":
-        return folder.last if folder.last.is_file() else None
-    if isinstance(settings.resume, str):
-        path = Path(settings.resume).expanduser().absolute()
-        path = RunFolder(path).last if path.is_dir() else path
-        if not path.is_file():
-            raise FslError("there is no such checkpoint", where=f"resume={settings.resume}", hint="name a run folder")
-        if folder.last.is_file() and path.samefile(folder.last):
-            return folder.last
-    folder.check_free()
-    return path

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -36,6 +38,7 @@ class Life:
         self.folder, self.details = folder, dict(identity)
         self._started = time.perf_counter()
         self._handler: logging.Handler | None = None
+        self._finished: dict[Path, bytes] = {}
         self.begun = False
 
     def begin(self, config: Mapping[str, Any], device: torch.device, command: str, *, claim: bool = True) -> None:
@@ -54,6 +57,7 @@ class Life:
             if claim:
                 self.folder.claim()
             self.begun = True
+        self._finished = _files_of_finished(self.folder)
         self.folder.write_config(config)
         self.folder.write_json(self.folder.env, environment.describe(device, command))
         self.status("running")
@@ -73,7 +77,7 @@ class Life:
         """Record Ctrl-C or SIGTERM, and tell the user how to go on."""
         if self.begun:
             with held_back():  # a second Ctrl-C must not leave half of this
-                self.status("interrupted", exit_code=130)
+                self._ended("interrupted", exit_code=130)
                 where = f" at iteration {self.details['iteration']}" if "iteration" in self.details else ""
                 hint = hint if self.folder.last.is_file() or not hint else "nothing has been saved yet"
                 console.warn(f"interrupted{where}" + (f"; {hint}" if hint else ""))
@@ -84,12 +88,30 @@ class Life:
         A job that may not go on with the run in its folder leaves the status of that run, with a ``refused`` added.
         """
         if self.begun or ("launch" in self.details and not self.folder.config.exists()):
-            self.status("failed", error=reason, exit_code=exit_code)
+            self._ended("failed", error=reason, exit_code=exit_code)
         elif "launch" in self.details:
-            refused = {"state": "failed", **self.details, "error": reason, "exit_code": exit_code}
-            self.folder.write_json(self.folder.status, {**(read_json(self.folder.status) or {}), "refused": refused})
+            self._refused("failed", error=reason, exit_code=exit_code)
         elif not self.folder.silent and self.folder.path.is_dir() and not any(self.folder.path.iterdir()):
             self.folder.path.rmdir()  # Hydra makes it before the run is checked
+
+    def _ended(self, state: str, **details: Any) -> None:
+        """Record the end. A finished run that this attempt has not changed stays as it was, with a ``refused`` added."""
+        if not self._finished or not self._unchanged():
+            self.status(state, **details)
+            return
+        for path, content in self._finished.items():
+            self.folder.write(path, partial(_write, content))
+        self._refused(state, **details)
+
+    def _unchanged(self) -> bool:
+        """Whether the finished run has neither been trained further nor tested again."""
+        status, results = json.loads(self._finished[self.folder.status]), self.folder.results
+        tested_again = results.is_file() and results.read_bytes() != self._finished.get(results)
+        return status.get("iteration") == self.details.get("iteration") and not tested_again
+
+    def _refused(self, state: str, **details: Any) -> None:
+        refused = {"state": state, **self.details, **details}
+        self.folder.write_json(self.folder.status, {**(read_json(self.folder.status) or {}), "refused": refused})
 
     def unexpected(self, error: Exception) -> UnexpectedError:
         """The error that a user sees instead of a traceback, which goes to the log or, without one, to a file."""
@@ -102,6 +124,18 @@ class Life:
         """Close the log."""
         if self._handler is not None:
             console.stop_log(self._handler)
+
+
+def _files_of_finished(folder: RunFolder) -> dict[Path, bytes]:
+    """What a finished run in the folder says about itself; nothing where there is none."""
+    if folder.silent or (read_json(folder.status) or {}).get("state") != "done":
+        return {}
+    files = (folder.config, folder.env, folder.status, folder.results)
+    return {path: path.read_bytes() for path in files if path.is_file()}
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 @contextmanager

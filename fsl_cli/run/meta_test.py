@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fsl_cli.compute.signals import held_back
 from fsl_cli.evaluation import EpisodeScores, evaluate
 from fsl_cli.results.results import CurvePoint, Results
 from fsl_cli.results.run_folder import RunFolder
@@ -55,14 +56,15 @@ def compute(settings: ModelSettings, parts: Parts, checkpoint_name: str, iterati
 
 
 def write(folder: RunFolder, results: Results, scores: EpisodeScores) -> None:
-    """Leave ``results.json``, ``episodes.npz`` and, where there are curves, ``curves.png``."""
+    """Leave ``results.json``, ``episodes.npz`` and, where there are curves, ``curves.png``, in the place of earlier ones."""
     headline = results.headline
     along = {f"{headline.name}_by_{name}": values for name, values in scores.curves.items()}
-    folder.write_episodes({**scores.values, **along})
-    folder.write_json(folder.results, results.to_json())
+    with held_back():  # whoever stops the run finds the files of one test, not of two
+        folder.write_episodes({**scores.values, **along})
+        folder.write_json(folder.results, results.to_json())
     if results.curves:
         drawn = {
             name: [(point.at, headline.scaled(point.score.mean), headline.scaled(point.score.ci95)) for point in points]
             for name, points in results.curves.items()
         }
-        draw_curves(drawn, headline.label, results.score.n, folder.curves)
+        folder.write(folder.curves, lambda file: draw_curves(drawn, headline.label, results.score.n, file))

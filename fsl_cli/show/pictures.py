@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from torch import Tensor
 
@@ -75,14 +76,14 @@ def draw_fit(support: Labelled, curve: Labelled, predicted: Mapping[str, Tensor]
     figure.savefig(path, dpi=100)
 
 
-def draw_curves(curves: Mapping[str, Sequence[tuple[int, float, float]]], label: str, episodes: int, path: Path) -> None:
+def draw_curves(curves: Mapping[str, Sequence[tuple[int, float, float]]], label: str, episodes: int, file: IO[bytes]) -> None:
     """Draw a score along curves with its 95% confidence intervals, one panel per curve.
 
     Args:
         curves: points by curve name: position on the curve, mean, half width of the interval.
         label: name and unit of the score.
         episodes: number of episodes over which the means were taken.
-        path: PNG file to write.
+        file: receives a PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -96,7 +97,7 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float, float]]], label:
         axes.set_ylabel(label)
         axes.set_title(f"mean and 95% CI over {episodes} episodes", fontsize=9)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, format="png", dpi=120)
 
 
 def _draw(axis: object, image: Tensor, title: str, colour: str) -> None:

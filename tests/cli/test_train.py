@@ -173,12 +173,18 @@ def test_interrupted_it_saves_and_says_how_to_go_on(small, fsl, tmp_path, monkey
     same_run(whole, folder)
 
 
-def test_a_finished_run_that_goes_on_has_no_results_until_it_is_done_again(small, fsl, monkeypatch):
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the log."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*")) if path.name != "run.log"}
+
+
+def test_a_finished_run_that_goes_on_keeps_its_results_until_there_are_new_ones(small, fsl, monkeypatch):
+    from fsl_cli.results import tables
     from fsl_cli.training import Training
 
     folder = small("run", "algo=mann", "train.iterations=4")
-    left = [folder / name for name in ("results.json", "episodes.npz", "curves.png")]
-    assert all(path.exists() for path in left)
+    kept = ("results.json", "episodes.npz", "curves.png")
+    before = [(folder / name).read_bytes() for name in kept]
     step = Training.step
 
     def interrupted(self):
@@ -187,9 +193,84 @@ def test_a_finished_run_that_goes_on_has_no_results_until_it_is_done_again(small
         step(self)
 
     monkeypatch.setattr(Training, "step", interrupted)
-    outcome = fsl("train", *merged(("algo=mann", "train.iterations=8", f"hydra.run.dir={folder}", "resume=auto")))
-    assert outcome.code == 130
-    assert not any(path.exists() for path in left)
+    words = merged(("algo=mann", "train.iterations=8", f"hydra.run.dir={folder}", "resume=auto"))
+    assert fsl("train", *words).code != 0
+    assert [(folder / name).read_bytes() for name in kept] == before
+    assert tables.row(folder, "run")["state"].startswith("interrupted")  # what is there is not the result of the run
+    assert tables.row(folder, "run")["accuracy %"] == ""
+    monkeypatch.setattr(Training, "step", step)
+    assert fsl("train", *words).code == 0
+    assert [(folder / name).read_bytes() for name in kept] != before
+    same_run(folder, small("whole", "algo=mann", "train.iterations=8"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), FslError("no data"), KeyboardInterrupt()], ids=repr)
+def test_a_finished_run_given_again_keeps_everything_when_the_test_fails(small, fsl, monkeypatch, error):
+    from fsl_cli.run import meta_test
+
+    folder = small("run", "algo=mann")
+    before = contents(folder)
+
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(meta_test, "evaluate", fails)
+    outcome = fsl("train", *merged(("algo=mann", "eval.episodes=13", f"hydra.run.dir={folder}", "resume=auto")))
+    assert outcome.code != 0
+    after = contents(folder)
+    status, earlier = (json.loads(each.pop("status.json")) for each in (after, before))
+    assert after == before
+    assert status.pop("refused")["exit_code"] == outcome.code
+    assert status == earlier
+    assert earlier["state"] == "done"
+
+
+@pytest.mark.parametrize("lost", ["last.pt", "config.yaml"])
+@pytest.mark.parametrize("other", [(), ("algo=maml",)], ids=["same", "other"])
+def test_auto_does_not_begin_again_over_a_finished_run(small, fsl, lost, other):
+    own = ("algo=protonet", "algo.train_ways=5")
+    folder = small("run", *own)
+    (folder / "checkpoints/last.pt").unlink()
+    (folder / lost).unlink(missing_ok=True)
+    before = contents(folder)
+    outcome = fsl(
+        "train", *merged((*(other or ("algo=protonet", "algo.train_ways=5")), f"hydra.run.dir={folder}", "resume=auto"))
+    )
+    assert outcome.code == 2
+    assert "holds a finished run or test, and no checkpoints/last.pt to go on from" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert contents(folder) == before
+    assert "already holds a run" in fsl("train", *merged((f"hydra.run.dir={folder}",))).err
+    assert contents(folder) == before
+
+
+def test_auto_does_not_begin_again_over_an_unfinished_run_of_another_method(small, fsl, monkeypatch):
+    folder = small("run", "algo=protonet", "algo.train_ways=5")
+    for name in ("results.json", "episodes.npz", "checkpoints/last.pt"):
+        (folder / name).unlink()
+    (folder / "status.json").write_text('{"state": "running"}')
+    before = contents(folder)
+    words = merged((f"hydra.run.dir={folder}", "resume=auto"))
+    outcome = fsl("train", *words)
+    assert outcome.code == 2
+    assert "config.yaml: belongs to another configuration: algo._target_ was fsl_cli.algos.protonet.ProtoNet" in outcome.err
+    assert contents(folder) == before
+    (folder / "config.yaml").unlink()
+    assert "holds a checkpoint of an unknown run" in fsl("train", *words).err
+    same = small("same", "algo=protonet", "algo.train_ways=5")
+    for path, content in before.items():
+        (folder / path).write_bytes(content)
+    small("run", "algo=protonet", "algo.train_ways=5", "resume=auto")  # killed before its first last.pt: it begins anew
+    same_run(folder, same)
+
+
+def test_auto_does_not_begin_over_a_test(small, fsl, tmp_path):
+    run = small("run")
+    assert fsl("eval", f"run={run}", f"hydra.run.dir={tmp_path / 'test'}").code == 0
+    before = contents(tmp_path / "test")
+    outcome = fsl("train", *merged((f"hydra.run.dir={tmp_path / 'test'}", "resume=auto")))
+    assert outcome.code == 2
+    assert contents(tmp_path / "test") == before
 
 
 def test_resuming_from_another_folder_brings_its_history_along(small, fsl):
