@@ -44,11 +44,14 @@ class PackSource:
         image_shape: ``(C, H, W)``.
         images: uint8 blocks ``[n, C, H, W]`` whose concatenation is the images of all splits, in the order of ``splits``;
             every block belongs to one split.
+        incomplete: there is one block for each class, which may have fewer images than announced in ``splits``, because some
+            turned out to be unusable. Classes without images are left out.
     """
 
     splits: Mapping[str, Mapping[str, int]]
     image_shape: tuple[int, int, int]
     images: Iterable[np.ndarray]
+    incomplete: bool = False
 
 
 def pack_key(**content_and_settings: object) -> str:
@@ -191,26 +194,43 @@ def _write_images(file: BinaryIO, source: PackSource, progress: ProgressFactory,
 
     Uses plain writes, because a full disk kills a process that writes through a memory map.
     """
-    total = sum(sum(classes.values()) for classes in source.splits.values())
-    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *source.image_shape)}
-    np.lib.format.write_array_header_1_0(file, header)
+    announced = sum(sum(classes.values()) for classes in source.splits.values())
+    np.lib.format.write_array_header_1_0(file, _header(announced, source))
     blocks = iter(source.images)
     index, first = {}, 0
-    with progress(label, total) as advance:
+    with progress(label, announced) as advance:
         for split, classes in source.splits.items():
-            crc, written, count = 0, 0, sum(classes.values())
-            while written < count:
-                block = np.ascontiguousarray(next(blocks))
-                crc, written = zlib.crc32(block.data, crc), written + len(block)
-                if block.dtype != np.uint8 or block.shape[1:] != source.image_shape or written > count:
-                    raise ValueError(f"not a block of the {split} split: {block.dtype} {block.shape}")
-                file.write(block.data)
-                advance(len(block))
-            index[split] = {
-                "classes": list(classes),
-                "counts": list(classes.values()),
-                "first": first,
-                "crc32": crc,
-            }
-            first += count
+            crc, counts = 0, dict.fromkeys(classes, 0)
+            for name, count in _parts(split, classes, source):
+                written = 0
+                while written < count:
+                    block = np.ascontiguousarray(next(blocks))
+                    crc, written = zlib.crc32(block.data, crc), written + len(block)
+                    if block.dtype != np.uint8 or block.shape[1:] != source.image_shape or written > count:
+                        raise ValueError(f"not a block of the {split} split: {block.dtype} {block.shape}")
+                    file.write(block.data)
+                    advance(len(block))
+                    if source.incomplete:
+                        advance(count - len(block))
+                        break
+                counts |= {name: written} if source.incomplete else classes
+            present = {name: count for name, count in counts.items() if count}
+            index[split] = {"classes": list(present), "counts": list(present.values()), "first": first, "crc32": crc}
+            first += sum(present.values())
+        if next(blocks, None) is not None:  # also lets the source finish
+            raise ValueError("more images than announced")
+    if first < announced:
+        end = file.tell()
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, _header(first, source))
+        file.seek(end)
     return index
+
+
+def _parts(split: str, classes: Mapping[str, int], source: PackSource) -> Iterable[tuple[str, int]]:
+    """What blocks are counted against: each class, or the whole split."""
+    return classes.items() if source.incomplete else [(split, sum(classes.values()))]
+
+
+def _header(total: int, source: PackSource) -> dict[str, Any]:
+    return {"descr": "|u1", "fortran_order": False, "shape": (total, *source.image_shape)}

@@ -76,7 +76,7 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
         warn,
         compile=chosen.compile,
     )
-    folders = {"data_dir": settings.data_dir, "cache_dir": settings.cache_dir, "progress": progress}
+    folders = {"data_dir": settings.data_dir, "cache_dir": settings.cache_dir, "progress": progress, "warn": warn}
     dataset: Dataset = build.build(settings.dataset, "dataset", folders)
     task = Task(settings.task.ways or 1, settings.task.shots, settings.task.queries)
     problem = dataset.problem(replace(task, ways=trained_ways or 1))
