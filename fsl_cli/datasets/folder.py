@@ -37,7 +37,7 @@ class Folder(ImageClasses):
         csv: a file with the columns file and label, perhaps split; or a folder with train.csv, val.csv and test.csv.
         split_by: ``folders``: train, val and test are folders, or the CSV has splits; ``fractions``: classes are drawn;
             ``file``: see ``split_file``. None: folders where there are any, otherwise fractions.
-        split_file: a CSV file with the columns class and split.
+        split_file: a CSV file with the columns class and split, or a folder with train.txt, val.txt and test.txt.
         fractions: of the classes, for train, val and test.
         split_seed: of the draw of classes; not of the run.
         size: height and width in pixels.
@@ -111,7 +111,7 @@ class Folder(ImageClasses):
         if split_by == "fractions":
             return picture_lists.split_by_fractions(found["all"], self.fractions, self.split_seed)
         if self.split_file is None:
-            raise FslError("is missing", where="dataset.split_file", hint="a CSV file with the columns class and split")
+            raise FslError("is missing", where="dataset.split_file", hint="name a CSV file with the columns class and split")
         return picture_lists.split_by_file(found["all"], self.split_file)
 
     @cached_property

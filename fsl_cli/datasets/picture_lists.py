@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -94,21 +94,40 @@ def split_by_fractions(classes: Classes, fractions: Sequence[float], seed: int) 
 
 
 def split_by_file(classes: Classes, path: Path) -> Splits:
-    """Whole classes as a CSV file with the columns class and split says; classes that it does not name are left out.
+    """Whole classes as a file says; classes that it does not name are left out.
+
+    Args:
+        classes: all of them.
+        path: a CSV file with the columns class and split; or a folder with ``train.txt``, ``val.txt`` and ``test.txt``,
+            each with a class per line, as CIFAR-FS has them.
 
     Raises:
-        FslError: the file cannot be read, lacks a column, or names a class or a split that is not there.
+        FslError: a file cannot be read, lacks a column, or names a class or a split that is not there.
     """
     splits: Splits = {split: {} for split in SPLITS}
+    for name, split, where in _splits_of_folder(path) if path.is_dir() else _splits_of_csv(path):
+        if name not in classes:
+            raise FslError(f"there is no class {name!r}", where=where, hint=close_match(name, list(classes)))
+        splits[split][name] = classes[name]
+    return splits
+
+
+def _splits_of_folder(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Class, split, and where it stands."""
+    for split, names in NAMES.items():
+        for file in [path / f"{name}.txt" for name in names if (path / f"{name}.txt").is_file()]:
+            with readable(file):
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            yield from ((line.strip(), split, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _splits_of_csv(path: Path) -> Iterator[tuple[str, str, str]]:
     with readable(path), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         label, split = _column(reader.fieldnames, LABEL, path), _column(reader.fieldnames, ("split",), path)
         for number, row in enumerate(reader, start=2):
-            name, where = row[label], f"{path}, line {number}"
-            if name not in classes:
-                raise FslError(f"there is no class {name!r}", where=where, hint=close_match(name, list(classes)))
-            splits[_split_name(row[split], where)][name] = classes[name]
-    return splits
+            where = f"{path}, line {number}"
+            yield row[label], _split_name(row[split], where), where
 
 
 def _classes_in(folder: Path) -> Classes:

@@ -96,14 +96,35 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
             "problem": problem,
         },
     ).to(used.device)
-    train_task = algorithm.train_task(task)
-    drawn = {split: train_task if split == "train" else task for split in splits}
+    train_task = _of_the_classes_there(algorithm.train_task(task), task, dataset.classes(), splits)
     of_algorithm = algorithm.task_problems(task) if problem.has_ways else []
-    raise_all(dataset.task_problems(drawn) + of_algorithm + algorithm.example_problems(shape))
+    raise_all(_task_problems(dataset, splits, task, train_task) + of_algorithm + algorithm.example_problems(shape))
     if chosen.task_chunk == "auto":
         examples = max(each.ways * (each.shots + each.queries) for each in (train_task, task))
         used.task_chunk = hardware.automatic_chunk(used.device, examples * math.prod(shape))
     return Parts(dataset, algorithm, used, task, train_task)
+
+
+def _of_the_classes_there(train_task: Task, task: Task, classes: int | None, splits: Sequence[SplitName]) -> Task:
+    """The training task with all classes of the training split where it has fewer than the algorithm's own number of ways."""
+    if classes is None or not task.ways <= classes < train_task.ways:
+        return train_task
+    if "train" in splits:
+        warn(f"training with {classes} ways instead of {train_task.ways}: the training split has no more classes")
+    return replace(train_task, ways=classes)
+
+
+def _task_problems(dataset: Dataset, splits: Sequence[SplitName], task: Task, train_task: Task) -> list[FslError]:
+    """What the splits cannot give; numbers that are the algorithm's own are called ``algo.train_shots`` and so on."""
+    tasks = {split: train_task if split == "train" else task for split in splits}
+    if train_task == task or "train" not in tasks:
+        return dataset.task_problems(tasks)
+    training = dataset.task_problems({"train": tasks.pop("train")})
+    own = [
+        FslError(each.what, where=each.where and each.where.replace("task.", "algo.train_"), hint=each.hint)
+        for each in training
+    ]
+    return dataset.task_problems(tasks) + own
 
 
 def build_optimizer(node: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

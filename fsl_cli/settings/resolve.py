@@ -20,7 +20,7 @@ Checked = TypeVar("Checked", bound=ModelSettings)
 
 # What the program hands to a constructor itself; every other parameter is an option of the YAML file.
 RUNTIME = {
-    "dataset": {"data_dir", "cache_dir", "progress"},
+    "dataset": {"data_dir", "cache_dir", "progress", "warn"},
     "backbone": {"image_shape", "example_shape"},
     "algo": {"backbone", "features", "ways", "engine", "classes", "image_shape", "problem"},
     "train.optimizer": {"params"},
@@ -31,8 +31,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers, with folders filled in.
 
     Raises:
-        FslError: an interpolation does not resolve.
+        FslError: an interpolation does not resolve, or a setting without a default is missing.
     """
+    missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra."))
+    raise_all([FslError("is missing", where=key, hint=f"it has no default: add {key}=...") for key in missing])
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from fsl_cli.datasets.folder import Folder
+from fsl_cli.datasets.omniglot import Omniglot, vinyals_split
+from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
 
 SPLITS = ("train", "val", "test")
@@ -109,6 +112,9 @@ def test_a_file_names_the_split_of_each_class(root: Path, tmp_path: Path):
     named = write_csv(tmp_path / "splits.csv", ("class", "split"), *rows)
     expected = {split: {f"class {i}": [10 * i, 10 * i + 1]} for i, split in enumerate(SPLITS)}
     assert classes(folder(root, split_by="file", split_file=named)) == expected
+    for name, split in rows:
+        (tmp_path / f"{split}.txt").write_text(f"{name}\n\n")
+    assert classes(folder(root, split_file=str(tmp_path))) == expected
 
 
 def test_what_is_left_out_or_doubtful_is_said(root: Path):
@@ -187,3 +193,27 @@ def test_a_missing_folder_and_one_without_classes(tmp_path: Path):
     save(tmp_path / "flat" / "1.png", 1)
     with pytest.raises(FslError, match="has no folder with pictures in it"):
         folder(tmp_path / "flat").split("train")
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_omniglot_as_a_folder_gives_the_episodes_of_omniglot(omniglot_dir: Path, tmp_path: Path):
+    for archive in ("images_background", "images_evaluation"):
+        with zipfile.ZipFile(omniglot_dir / "omniglot" / f"{archive}.zip") as file:
+            file.extractall(tmp_path)
+    data = Omniglot(tmp_path, tmp_path / "cache", rotations=False, download=False)
+    names = [f"{name}/{k}" for split in SPLITS for name in data.split(split).names for k in range(20)]  # type: ignore[arg-type]
+    files = {
+        f"{path.parent.parent.name}/{path.parent.name}": sorted(path.parent.iterdir())
+        for path in tmp_path.glob("images_*/*/*/*.png")
+    }
+    split_of = vinyals_split()
+    rows = []
+    for name in names:
+        character, _, k = name.rpartition("/")
+        rows.append((str(files[character][int(k)].relative_to(tmp_path)), character, split_of[character]))
+    table = write_csv(tmp_path / "omniglot.csv", ("file", "label", "split"), *rows)
+    mine = Folder(str(tmp_path), tmp_path / "cache", csv=table, size=28, channels=1, invert=True)
+    for split in SPLITS:
+        ours, theirs = (each.sampler(split, Task(5, 1, 15), 0) for each in (mine, data))  # type: ignore[arg-type]
+        assert ours.digest(50) == theirs.digest(50)

@@ -1,0 +1,117 @@
+"""CIFAR-FS and FC100: the 60,000 pictures of CIFAR-100 (Krizhevsky 2009), whose 100 classes are split for few-shot learning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fsl_cli.datasets.cifar100_files import Found, find
+from fsl_cli.datasets.dataset import ImageClasses, SplitName
+from fsl_cli.datasets.download import fetch
+from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.episodes.class_images import ClassImages
+from fsl_cli.errors import FslError
+
+SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+MD5 = "eb9058c3a382ffc7106e4002c42a8d85"  # as published by torchvision
+PICTURES = 600
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+class Cifar100(ImageClasses):
+    """CIFAR-FS (Bertinetto et al. 2019) or FC100 (Oreshkin et al. 2018).
+
+    Reads CIFAR-100 in any layout that `find` knows, from ``data_dir/cifar_fs``, ``cifar100``, ``fc100`` in it or ``data_dir``
+    itself, and downloads it if it is in none of them. In every layout the classes and pictures have the same order, so
+    that the episodes are the same.
+
+    Args:
+        data_dir: folder of existing and downloaded data.
+        cache_dir: cache folder for the packed pictures, one pack for each class split.
+        split: ``cifar_fs``: 64, 16 and 20 classes; ``fc100``: 60, 20 and 20, whole superclasses, which is harder.
+        download: download CIFAR-100 (161 MiB) if it is missing.
+        progress: reports downloading and packing; None: no progress.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        cache_dir: Path,
+        *,
+        split: Literal["cifar_fs", "fc100"] = "cifar_fs",
+        download: bool = True,
+        progress: ProgressFactory | None = None,
+    ) -> None:
+        self.data_dir, self.cache_dir = Path(data_dir), Path(cache_dir)
+        self.name, self.download, self.progress = split, download, progress
+
+    def split(self, name: SplitName) -> ClassImages:
+        """The classes of one split, memory-mapped; the first call locates, checks and packs the data.
+
+        Raises:
+            FslError: the data is missing, incomplete or unreadable, or a folder is not writable.
+        """
+        return packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
+
+    def counts(self, name: SplitName) -> np.ndarray:
+        """int64 ``[classes]``, pictures per class of one split. Raises the same errors as `split`."""
+        return packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of every picture."""
+        return 3, 32, 32
+
+    @cached_property
+    def _key(self) -> str:
+        return pack_key(content=self._files.fingerprint(), split=class_split(self.name))
+
+    @cached_property
+    def _files(self) -> Found:
+        places = [*(self.data_dir / name for name in ("cifar_fs", "cifar100", "fc100")), self.data_dir]
+        return find(places) or self._fetch(places)
+
+    def _fetch(self, places: list[Path]) -> Found:
+        reason = "dataset.download is off"
+        try:
+            if self.download:
+                fetch(SOURCE, places[0] / SOURCE.rpartition("/")[2], md5=MD5, progress=self.progress)
+                found = find(places)
+                assert found is not None
+                return found
+        except FslError as problem:
+            reason = f"{problem.where}: {problem.what}"
+        raise FslError(
+            f"neither cifar100.zip, cifar100/data nor cifar-100-python found; {reason}",
+            where=", ".join(str(place) for place in places),
+            hint="set data_dir=... or FSL_DATA_DIR to the folder that contains one of them; dataset=glyphs needs no data",
+        )
+
+    def _source(self) -> PackSource:
+        splits = class_split(self.name)
+        return PackSource(
+            splits={split: dict.fromkeys(splits[split], PICTURES) for split in SPLITS},
+            image_shape=self.image_shape,
+            images=self._sorted([name for split in SPLITS for name in splits[split]]),
+        )
+
+    def _sorted(self, names: list[str]) -> Iterator[np.ndarray]:
+        """The pictures of each class in the order of their hashes, which is the same in every layout."""
+        for name, pictures in self._files.classes(names):
+            if pictures.shape != (PICTURES, *self.image_shape):
+                what = f"class {name} has {len(pictures)} pictures, not {PICTURES}"
+                raise FslError(what, where=str(self._files.path), hint="put the whole of CIFAR-100 there")
+            yield pictures[sorted(range(PICTURES), key=lambda i: hashlib.sha256(pictures[i].tobytes()).digest())]
+
+
+def class_split(name: str) -> dict[str, list[str]]:
+    """The sorted class names of train, val and test: ``cifar_fs`` or ``fc100``."""
+    text = (package_files("fsl_cli.datasets") / "cifar100_splits.txt").read_text(encoding="utf-8")
+    lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    return {split: classes for data_set, split, *classes in lines if data_set == name}

@@ -1,0 +1,72 @@
+"""A folder of pictures of one's own, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import SMALL, results
+from PIL import Image
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch) -> Path:
+    """12 classes of four colour photos of different sizes; each class has a hue of its own."""
+    random = np.random.default_rng(0)
+    for number in range(12):
+        folder = tmp_path / "my photos" / f"Klasse ä{number}"
+        folder.mkdir(parents=True)
+        for k in range(4):
+            noise = random.integers(0, 60, (20 + k, 30 - k, 3))
+            Image.fromarray((noise + random.permutation(180)[number % 3] + [0, 8 * number, 90]).astype(np.uint8)).save(
+                folder / f"{k}.jpg"
+            )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "my photos"
+
+
+def test_it_trains_and_is_evaluated_again(fsl, photos: Path, tmp_path: Path):
+    (photos / "Klasse ä3" / "5.jpg").write_bytes(b"damaged")
+    own = ("dataset=folder", "dataset.root=my photos", "dataset.size=16", "dataset.fractions=[0.4,0.3,0.3]")
+    words = [word for word in SMALL if not word.startswith(("dataset", "task"))]
+    task = ("task.ways=3", "task.shots=1", "task.queries=2", "algo=protonet", "algo.train_queries=2")
+    done = fsl("train", *words, *own, *task, "dataset.max_unreadable=0.1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    assert "1 unreadable pictures left out" in done.err
+    assert "Klasse ä3/5.jpg: not a picture" in done.err
+    assert "training with 4 ways instead of 60: the training split has no more classes" in done.err
+    trained = results(tmp_path / "run")
+    assert fsl("eval", f"run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'again'}").code == 0
+    assert results(tmp_path / "again")["accuracy"] == trained["accuracy"]
+    assert results(tmp_path / "again")["episodes_digest"] == trained["episodes_digest"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "dataset.root: is missing (it has no default: add dataset.root=...)"),
+        (("dataset.root=nowhere",), "nowhere: there is no such folder"),
+        (("dataset.root=my photos", "dataset.csv=x.csv"), "x.csv: cannot be read: No such file"),
+        (("dataset.root=my photos", "task.queries=9"), "task.shots, task.queries: 1 shots + 9 queries, but a class of the"),
+        (
+            ("dataset.root=my photos",),
+            "algo.train_shots, algo.train_queries: 1 shots + 5 queries, but a class of the train split has 4",
+        ),
+        (("dataset.root=my photos", "dataset.fit=squeeze"), "dataset.fit: 'squeeze' is not valid"),
+        (("dataset.root=my photos", "dataset.fractions=[0.5,0.5,0.5]"), "add up to 1.5, not to 1"),
+    ],
+)
+def test_mistakes_are_one_line(fsl, photos: Path, words: tuple[str, ...], message: str, tmp_path: Path):
+    done = fsl(
+        "train",
+        "algo=protonet",
+        "dataset=folder",
+        *words,
+        "task.ways=2",
+        "wandb.mode=disabled",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "run").exists()
