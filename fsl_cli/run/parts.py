@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -115,16 +115,17 @@ def _of_the_classes_there(train_task: Task, task: Task, classes: int | None, spl
 
 
 def _task_problems(dataset: Dataset, splits: Sequence[SplitName], task: Task, train_task: Task) -> list[FslError]:
-    """What the splits cannot give; numbers that are the algorithm's own are called ``algo.train_shots`` and so on."""
-    tasks = {split: train_task if split == "train" else task for split in splits}
-    if train_task == task or "train" not in tasks:
-        return dataset.task_problems(tasks)
-    training = dataset.task_problems({"train": tasks.pop("train")})
-    own = [
-        FslError(each.what, where=each.where and each.where.replace("task.", "algo.train_"), hint=each.hint)
-        for each in training
-    ]
-    return dataset.task_problems(tasks) + own
+    """What the splits cannot give; a number that is the algorithm's own is called ``algo.train_shots`` and so on."""
+    tasks: dict[SplitName, Task] = {split: task for split in splits if split != "train"}
+    if "train" not in splits or train_task == task:
+        return dataset.task_problems(dict.fromkeys(splits, task))
+    found = {each.where: each for each in dataset.task_problems(tasks)}
+    own = {f"task.{each.name}" for each in fields(task) if getattr(task, each.name) != getattr(train_task, each.name)}
+    for each in dataset.task_problems({"train": train_task}):
+        names = (each.where or "").split(", ")
+        where = ", ".join(name.replace("task.", "algo.train_") if name in own else name for name in names)
+        found.setdefault(where, FslError(each.what, where=where, hint=each.hint))
+    return list(found.values())
 
 
 def build_optimizer(node: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

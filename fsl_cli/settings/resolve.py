@@ -33,9 +33,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     Raises:
         FslError: an interpolation does not resolve, or a setting without a default is missing.
     """
-    missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra."))
-    raise_all([FslError("is missing", where=key, hint=f"it has no default: add {key}=...") for key in missing])
     try:
+        missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra."))
+        raise_all([FslError("is missing", where=key, hint=f"it has no default: add {key}=...") for key in missing])
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise FslError(first_line(error), where="configuration") from error

@@ -51,7 +51,7 @@ def test_it_trains_and_is_evaluated_again(fsl, photos: Path, tmp_path: Path):
         (("dataset.root=my photos", "task.queries=9"), "task.shots, task.queries: 1 shots + 9 queries, but a class of the"),
         (
             ("dataset.root=my photos",),
-            "algo.train_shots, algo.train_queries: 1 shots + 5 queries, but a class of the train split has 4",
+            "task.shots, algo.train_queries: 1 shots + 5 queries, but a class of the train split has 4",
         ),
         (("dataset.root=my photos", "dataset.fit=squeeze"), "dataset.fit: 'squeeze' is not valid"),
         (("dataset.root=my photos", "dataset.fractions=[0.5,0.5,0.5]"), "add up to 1.5, not to 1"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import SMALL, results, shell
+from PIL import Image
 
 from fsl_cli.cli import main
 
@@ -47,8 +48,25 @@ def reduced(line: str) -> list[str]:
     return words + [word for word in smaller if word.split("=")[0] not in given]
 
 
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``photos`` and ``photos.csv`` in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = ["file,label,split"]
+    for number in range(15):
+        folder = tmp_path / "photos" / f"class {number}"
+        folder.mkdir(parents=True)
+        for k in range(16):
+            Image.new("L", (9, 9), 16 * number + k).save(folder / f"{k}.png")
+            rows.append(f"class {number}/{k}.png,{number},{('train', 'val', 'test')[number % 3]}")
+    (tmp_path / "photos.csv").write_text("\n".join(rows))
+
+
 @pytest.mark.parametrize("line", [line for line in runnable("fsl train") if "mine" not in line])
 def test_train(line, fsl, request):
+    if "photos" in line:
+        request.getfixturevalue("photos")
+        line += " task.ways=3"
     if needs_omniglot(line):
         request.getfixturevalue("omniglot_dir")
     outcome = fsl(*reduced(line)[1:])
