@@ -20,9 +20,8 @@ normalises by the running averages of training (``model.eval()`` there), ``trans
 
 Deviations: the offset beta of eq. 6 is left out, because one number added to all logits cancels in the softmax. By default
 lambda is learned and does not depend on the size of an episode, and alpha is positive. Their code adds a constant feature,
-draws the shots of a training episode from 1..9, and trains its Omniglot network with 60 ways. The network is the configured
-backbone; theirs has 96, 192, 384 and 512 filters (64 in the smaller one), leaky ReLUs of slope 0.1 after max-pooling, and
-concatenates the outputs of its last two blocks, 3,584 features. Schedules are shorter.
+draws the shots of a training episode from 1..9, and trains its Omniglot network with 60 ways. Their network is
+``backbone=r2d2net``; the default is the configured backbone. Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways;
 ``lambda`` and ``alpha``.

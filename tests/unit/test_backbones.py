@@ -17,6 +17,7 @@ from fsl_cli.algos.maml import MAML
 from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
+from fsl_cli.backbones.r2d2net import R2D2Net
 from fsl_cli.backbones.resnet12 import ResNet12, squares
 from fsl_cli.backbones.wrn28 import WRN28
 from fsl_cli.errors import FslError
@@ -245,6 +246,45 @@ def test_dropblock_drops_while_training_only_and_keeps_no_count():
         assert torch.equal(*dropped)
         assert not torch.allclose(dropped[0], net.eval()(x))
         assert torch.equal(net(x), resumed.eval()(x))
+
+
+# --- r2d2net
+
+
+def test_r2d2net_matches_a_plain_torch_network():
+    layers, sizes = [], [1, 96, 192, 384, 512]
+    for inputs, outputs, stride in zip(sizes, sizes[1:], (2, 2, 2, 1), strict=False):
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+        layers.append(nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.MaxPool2d(2, stride), nn.LeakyReLU(0.1)))
+    plain = nn.Sequential(*layers)
+    randomise_batch_norm(plain)
+    mine, x = R2D2Net((1, 28, 28)), images(3, 1, 28, 28)
+    copy_into(mine, plain)
+    plain.eval()
+    third = plain[:3](x)
+    with statistics_from(mine, "running"):
+        features = mine(x)
+    torch.testing.assert_close(features[:, :1536], nn.functional.max_pool2d(third, 2, 1).flatten(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(features[:, 1536:], plain[3](third).flatten(1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wider", "smaller"),
+    [((1, 28, 28), 1536 + 2048, 2 * 256), ((3, 84, 84), 31104 + 41472, 2 * 5184), ((3, 32, 32), 3456 + 4608, 2 * 576)],
+    ids=str,
+)
+def test_r2d2net_has_the_widths_of_the_authors_code(shape, wider, smaller):
+    assert R2D2Net(shape)(images(1, *shape)).shape == (1, wider)
+    assert feature_width(R2D2Net(shape, wider=False), shape) == smaller
+
+
+def test_r2d2net_drops_only_while_training_and_needs_sixteen_pixels():
+    net, x = R2D2Net((1, 16, 16), wider=False, dropout=0.5), images(2, 1, 16, 16)
+    assert not torch.equal(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    with pytest.raises(FslError, match="15x16, r2d2net needs at least 16x16"):
+        R2D2Net((1, 15, 16))
 
 
 @pytest.mark.slow
