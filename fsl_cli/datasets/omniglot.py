@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from annotated_types import Ge
 from PIL import Image
 
@@ -17,7 +19,9 @@ from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.download import fetch
 from fsl_cli.datasets.image_files import FolderImages, ImageFiles, ZipImages, read_image, readable
 from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.episodes.class_images import ClassImages
+from fsl_cli.episodes.grouped_sampler import GroupedSampler, grouped_task_problems
 from fsl_cli.errors import FslError
 
 SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -41,6 +45,10 @@ class Omniglot(ImageClasses):
         cache_dir: cache folder for the packed images, one pack per size.
         rotations: four classes from every class, rotated by 0, 90, 180 and 270 degrees, in every split.
         size: height and width in pixels.
+        classes: ``characters``, or ``alphabets``: classes of many modes, as in Allen et al. (2019). An alphabet's characters,
+            with their rotations, are drawn ``modes`` at a time, and support and queries are images of the same ones. The
+            validation split has five alphabets, so its episodes have at most five ways.
+        modes: with ``alphabets``: characters of an alphabet in an episode, which share shots and queries evenly.
         download: download missing archives (14 MiB).
         progress: reports downloading and packing; None: no progress.
     """
@@ -54,11 +62,14 @@ class Omniglot(ImageClasses):
         *,
         rotations: bool = True,
         size: Annotated[int, Ge(8)] = 28,
+        classes: Literal["characters", "alphabets"] = "characters",
+        modes: Annotated[int, Ge(1)] = 10,
         download: bool = True,
         progress: ProgressFactory | None = None,
     ) -> None:
         self.data_dir, self.cache_dir = Path(data_dir), Path(cache_dir)
         self.rotations, self.size, self.download, self.progress = rotations, size, download, progress
+        self.alphabets, self.modes = classes == "alphabets", modes
 
     def split(self, name: SplitName) -> ClassImages:
         """The classes of one split, named ``<Alphabet>/characterNN`` (``@90`` and so on when rotated).
@@ -73,9 +84,40 @@ class Omniglot(ImageClasses):
         return images.with_rotations() if self.rotations else images
 
     def counts(self, name: SplitName) -> np.ndarray:
-        """int64 ``[classes]``, images per class of one split; does not read its images. Raises the same errors as `split`."""
+        """int64 ``[characters]``, images per character of one split; does not read its images. Raises the errors of `split`."""
         counts = packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
         return np.tile(counts, 4) if self.rotations else counts
+
+    def classes(self) -> int | None:
+        """Number of classes in the training split."""
+        return len(np.unique(self.groups("train"))) if self.alphabets else super().classes()
+
+    def groups(self, name: SplitName) -> np.ndarray:
+        """int64 ``[characters]``, the alphabet of each character of one split: 0, 1, ..."""
+        characters = [c for archive in MD5 for c, split in sorted(vinyals_split(archive).items()) if split == name]
+        groups = np.unique([character.split("/")[0] for character in characters], return_inverse=True)[1]
+        return np.tile(groups, 4) if self.rotations else groups
+
+    def task_problems(self, tasks: Mapping[SplitName, Task]) -> list[FslError]:
+        """The reasons why the tasks of the splits cannot be drawn; for each setting, that of the smallest split."""
+        if not self.alphabets:
+            return super().task_problems(tasks)
+        found: dict[str | None, FslError] = {}
+        for split, task in sorted(tasks.items(), key=lambda each: int(self.groups(each[0]).max())):
+            shape = self._grouped_task(split, task)
+            for problem in grouped_task_problems(self.counts(split), self.groups(split), self.modes, split, shape):
+                found.setdefault(problem.where, problem)
+        return list(found.values())
+
+    def sampler(self, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> EpisodeSampler:
+        """Episodes of a split, with the images on ``device``."""
+        if not self.alphabets:
+            return super().sampler(split, task, seed, device)
+        shape = self._grouped_task(split, task)
+        return GroupedSampler(self.split(split), self.groups(split), self.modes, split, shape, seed, device)
+
+    def _grouped_task(self, split: SplitName, task: Task) -> Task:
+        return replace(task, ways=min(task.ways, int(self.groups(split).max()) + 1)) if split == "val" else task
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

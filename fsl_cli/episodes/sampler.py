@@ -91,25 +91,33 @@ class EpisodeSampler:
     """
 
     def __init__(self, source: ClassImages, split: str, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
-        raise_all(task_problems(source.counts, split, task))
         self.source, self.split, self.task, self.device = source, split, task, torch.device(device)
+        raise_all(self.problems())
         self._images = source.images.to(self.device)
         self._key = np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(2, np.uint64)
         self._labels = torch.arange(task.ways, device=self.device)
+
+    def problems(self) -> list[FslError]:
+        """The reasons why the task cannot be drawn."""
+        return task_problems(self.source.counts, self.split, self.task)
+
+    def uniform(self, first: int, count: int, needed: int) -> np.ndarray:
+        """float64 ``[count, needed]`` in [0, 1): the numbers of episodes ``first .. first+count-1``."""
+        stride = -(-needed // 4)  # Philox advances four 64-bit numbers at a time
+        stream = np.random.Generator(np.random.Philox(key=self._key).advance(first * stride))
+        return stream.random((count, 4 * stride))[:, :needed]
 
     def indices(self, first: int, count: int) -> EpisodeIndices:
         """The classes and images of episodes ``first .. first+count-1``."""
         ways, per_class = self.task.ways, self.task.shots + self.task.queries
         needed = 2 * ways + 2 * ways * per_class
-        stride = -(-needed // 4)  # Philox advances four 64-bit numbers at a time
-        stream = np.random.Generator(np.random.Philox(key=self._key).advance(first * stride))
-        uniform = stream.random((count, 4 * stride))
+        uniform = self.uniform(first, count, needed)
         pick, shuffle = uniform[:, :ways], uniform[:, ways : 2 * ways]
-        image_pick, image_shuffle = np.split(uniform[:, 2 * ways : needed].reshape(count, ways, -1), 2, axis=-1)
+        image_pick, image_shuffle = np.split(uniform[:, 2 * ways :].reshape(count, ways, -1), 2, axis=-1)
 
         # The order of the classes gives the labels; the order of the images assigns support and query. Both are uniform.
-        classes = _shuffled(draw_without_replacement(pick, len(self.source)), shuffle)
-        images = _shuffled(draw_without_replacement(image_pick, self.source.counts[classes]), image_shuffle)
+        classes = shuffled(draw_without_replacement(pick, len(self.source)), shuffle)
+        images = shuffled(draw_without_replacement(image_pick, self.source.counts[classes]), image_shuffle)
         return EpisodeIndices(classes, images + self.source.offsets[classes][..., None])
 
     @property
@@ -180,5 +188,6 @@ def task_problems(counts: np.ndarray, split: str, task: Task) -> list[FslError]:
     return problems
 
 
-def _shuffled(values: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+def shuffled(values: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """The values in the order of the random numbers, along the last axis; both ``[..., n]``."""
     return np.take_along_axis(values, np.argsort(uniform, axis=-1, kind="stable"), axis=-1)

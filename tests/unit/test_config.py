@@ -74,7 +74,7 @@ def test_every_group_has_its_members():
     assert count["dataset"] == 6
     assert count["backbone"] == 5
     assert count["hardware"] == 3
-    assert count["experiment"] == 52
+    assert count["experiment"] == 54
     everywhere = {
         "maml",
         "fomaml",
@@ -91,6 +91,7 @@ def test_every_group_has_its_members():
     }
     tasks = ("5w1s", "5w5s", "20w1s", "20w5s")
     others = {"demo", "mann_omniglot_5w1s", "maml_sinusoid_5shot", "maml_sinusoid_10shot"}
+    others |= {"imp_omniglot_alphabets", "protonet_omniglot_alphabets"}
     assert others | {f"{algo}_omniglot_{task}" for algo in everywhere for task in tasks} == set(choices("experiment"))
     files = [path for path in conf_dir().rglob("*.yaml") if path.parent not in (conf_dir(), conf_dir() / TUNED)]
     assert len(files) == len(MEMBERS) == sum(count.values())

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fsl_cli.datasets import omniglot
 from fsl_cli.datasets.omniglot import MD5, Omniglot, vinyals_split
+from fsl_cli.episodes import Task
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
@@ -138,6 +139,28 @@ def test_counts_and_shape_without_reading_images(toy: Path, tmp_path: Path) -> N
         for split in SPLITS:
             np.testing.assert_array_equal(dataset.counts(split), dataset.split(split).counts)  # type: ignore[arg-type]
             assert dataset.image_shape == dataset.split(split).image_shape  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rotations", [False, True])
+def test_alphabets_as_classes(toy: Path, tmp_path: Path, rotations: bool) -> None:
+    options = {"download": False, "size": SIDE, "rotations": rotations}
+    dataset = Omniglot(toy, tmp_path / "cache", classes="alphabets", modes=4, **options)
+    characters = Omniglot(toy, tmp_path / "cache", **options)
+    for split in SPLITS:
+        names = [name.split("/")[0] for name in characters.split(split).names]
+        assert dataset.groups(split).tolist() == [sorted(set(names)).index(name) for name in names]
+    assert (dataset.classes(), characters.classes()) == (33, 1028 * (4 if rotations else 1))
+    tasks = dict.fromkeys(SPLITS, Task(10, 4, 4))
+    assert dataset.task_problems(tasks) == []
+    for split, ways in (("train", 10), ("val", 5), ("test", 10)):  # five alphabets are all there are for validation
+        episodes = dataset.sampler(split, tasks[split], 0).batch(0, 3)
+        assert episodes.ways == ways
+        assert episodes.support.x.shape == (3, ways * 4, 1, SIDE, SIDE)
+    assert len(list((tmp_path / "cache" / "packs").glob("omniglot-*"))) == 1  # the same pack as that of characters
+    (problem,) = dataset.task_problems({"train": Task(10, 4, 8), "val": Task(10, 4, 8)})
+    assert str(problem).startswith("task.shots, task.queries: 4 shots + 8 queries, but 4 classes of the val split")
+    (problem,) = dataset.task_problems({"test": Task(14, 4, 4), "val": Task(14, 4, 4)})
+    assert str(problem).startswith("task.ways: 14 ways, but the test split has 13 groups of classes")
 
 
 def test_folders_and_zips_are_the_same(toy: Path, tmp_path: Path) -> None:
