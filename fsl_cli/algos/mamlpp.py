@@ -1,4 +1,5 @@
-"""MAML++: how to train your MAML (Antoniou, Edwards & Storkey 2019): MAML with improvements, each of which can be switched off.
+"""MAML++: how to train your MAML (Antoniou, Edwards & Storkey 2019): MAML with improvements, each of which can be switched
+off.
 
 - Step sizes (section 4, LSLR): ``inner_lr_learning=per_layer_per_step`` learns one for every tensor and every step.
 - Multi-step loss (MSL, eq. 5): the outer loss is sum_i v_i L_query(theta_i) over the parameters after every step i of K.
@@ -25,9 +26,9 @@ steps use the step size, scale, shift and averages of the last.
 Deviations from the paper: annealing counts outer steps, not epochs. By default there are 3 steps (5 in the paper), 5
 queries per class in training (1 in the authors' code), no derivative-order annealing (50 epochs in the paper, none in their
 Omniglot configuration) and a shorter schedule. The network is the configured backbone, which uses strides and ReLUs where
-theirs has max-pooling and leaky ReLUs (``backbone.downsample=max_pool backbone.negative_slope=0.01``). One model is tested;
-the paper's figures are means over three seeds, each an ensemble of the five best epochs of one training. The initial head
-and other numbers of ways are treated as in `fsl_cli.algos.maml`.
+theirs has max-pooling and leaky ReLUs (``backbone.downsample=max_pool backbone.negative_slope=0.01``) and Xavier's
+initialisation. One model is tested; the paper's figures are means over three seeds, each an ensemble of the five best
+epochs of one training. The initial head and other numbers of ways are treated as in `fsl_cli.algos.maml`.
 
 Logged: ``loss``, the weighted sum; ``last_step_loss`` and ``accuracy`` on the queries after the last step; ``inner_lr``,
 the mean of the step sizes, if they are learned; ``last_step_importance``, v_K.

@@ -18,7 +18,8 @@ every query of an episode takes the last position. No query sees another, except
 Batch normalisation, in training and tests: ``inductive`` by the support images of the episode, so that no query sees
 another; ``transductive`` by all its images.
 
-Deviations from the paper: the backbone is the configured one, and its features are layer-normalised. The pseudo-code has
+Deviations from the paper: the backbone is the configured one, without the fully connected layer at its end, and its
+features are layer-normalised. The pseudo-code has
 dilations 2, 4, 8, ..., with which no position would see the previous one; here they are those of its figure 2, 1, 2, 4, ...
 Schedules are shorter.
 

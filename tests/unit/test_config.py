@@ -21,6 +21,7 @@ from fsl_cli.backbones.mlp import MLP
 from fsl_cli.compute import hardware
 from fsl_cli.errors import FslError, Problems
 from fsl_cli.results.run_folder import RunFolder
+from fsl_cli.run.parts import feature_width
 from fsl_cli.settings import build, schema
 from fsl_cli.settings import resolve as config
 from fsl_cli.settings.conf_files import GROUPS, RESERVED, TUNED, choices, conf_dir
@@ -108,6 +109,18 @@ def test_an_experiment_whose_queries_help_each_other_says_how_many_there_are():
         assert own.task.get("queries") == authors.get(values["algo"]["name"], values["task"]["shots"]), name
         found.append(name)
     assert len(found) >= 28  # seven methods in four tasks
+
+
+def test_an_experiment_has_the_network_of_its_papers_code():
+    """The number of features: 64 where the last maps are averaged or 1x1, 256 where they are 2x2 and flattened."""
+    widths = {"maml": 64, "fomaml": 64, "mamlpp": 64, "protonet": 64, "reptile": 256, "imaml": 256, "r2d2": 3584}
+    for algo, width in widths.items():
+        for task in ("5w1s", "5w5s", "20w1s", "20w5s"):
+            values = composed(f"experiment={algo}_omniglot_{task}")
+            shape = (1, 28, 28)
+            net = build.build(values["backbone"], "backbone", {"image_shape": shape, "example_shape": shape})
+            assert feature_width(net, shape) == width, (algo, task)
+            assert any(isinstance(layer, torch.nn.LeakyReLU) for layer in net.modules()) == (algo in ("mamlpp", "r2d2"))
 
 
 @pytest.mark.parametrize(("group", "name"), [each for each in MEMBERS if each[0] in BUILT], ids=str)
