@@ -157,7 +157,8 @@ class Training:
         for name, value in values.items():
             self._pending.setdefault(name, []).append(value)
         if self.settings.clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.algorithm.parameters(), self.settings.clip_grad_norm)
+            for parameters in self.algorithm.clipped_together():
+                torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.progress.iteration += 1

@@ -17,7 +17,8 @@ which h and sigma are learned. With one shot, every class has one cluster, at it
 with a learned temperature.
 
 Batch normalisation: while training by the images of the episode; in tests ``inductive`` normalises by the running
-averages of training, ``transductive`` by the images of the episode.
+averages of training, ``transductive`` by the images of the episode. ``normalize_separately`` normalises support and queries as
+two sets, as in the training of the authors' code, which tests inductively.
 
 Deviations from the paper: support sets are labelled, so there is one sigma and no cluster of unlabelled images; training
 episodes have ``train_ways`` classes; sigma starts at 0.5 where the authors' code has 5; schedules are shorter; the network
@@ -66,6 +67,7 @@ class IMP(EmbeddingLearner):
         alpha: concentration of the Dirichlet process, > 0; at 1 and above the threshold may be 0 or less, and then every
             image is a cluster.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        normalize_separately: in batch normalisation by the episode, normalise support and query images apart from each other.
         options: see `EmbeddingOptions`.
     """
 
@@ -76,9 +78,10 @@ class IMP(EmbeddingLearner):
         sigma: Annotated[float, Gt(0)] = 0.5,
         alpha: Annotated[float, Gt(0)] = 0.1,
         train_ways: Annotated[int, Ge(2)] | None = 60,
+        normalize_separately: bool = False,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(backbone, train_ways, **options)
+        super().__init__(backbone, train_ways, normalize_separately=normalize_separately, **options)
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)))
         self.alpha = alpha
 

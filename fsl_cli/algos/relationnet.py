@@ -15,11 +15,18 @@ The logits are log r / (1 - r), the input of the sigmoid: their order is that of
 that are rounded to 0 or 1. If the scores were independent beliefs, the softmax of the logits would be p(y | x).
 
 Batch normalisation: while training by the images, and in g by the pairs, of the episode. In tests ``inductive`` normalises
-by the running averages of training, ``transductive`` by the images and pairs of the episode, as in the authors' code.
+by the running averages of training, ``transductive`` by the images and pairs of the episode. With ``normalize_separately``
+support and query images are normalised as two sets, in training and in transductive tests. The authors' code does so and never
+leaves training mode, so that the published figures are transductive, with as many queries as shots: ``batch_norm=transductive
+normalize_separately=true task.queries=1``, as in the experiments.
 
-Deviations from the paper: tests are inductive by default; the backbone is the configured one (the paper's pools twice, so
-that Omniglot's maps are 5x5; conv4's are 2x2); episodes may have ``train_ways`` classes, where the paper trains with the
-ways of the test; schedules are shorter.
+``train.clip_grad_norm`` clips the gradients of the embedding and of g separately, as that code does.
+
+Deviations from the paper: by default tests are inductive, and the images of an episode are normalised together; the backbone is
+the configured one (the paper's pools twice, so that Omniglot's maps are 5x5; conv4's are 2x2); episodes may have
+``train_ways`` classes, where the paper trains with the ways of the test; weights start as in PyTorch; schedules are shorter.
+The authors' code draws its 1,200 training classes at random and keeps the network that is best on the test classes; here the
+split is that of Vinyals et al. (2016) and the validation split decides.
 
 Logged: ``loss`` (mean squared error) and ``accuracy`` on the queries of the training episodes, which have ``train_ways``
 ways; ``relation_same`` and ``relation_different``, the mean score of a query with its class and with the others.
@@ -61,6 +68,7 @@ class RelationNet(EmbeddingLearner):
         hidden: units of its hidden layer, >= 1.
         combine: how the maps of the shots of a class are combined: ``sum`` or ``mean``.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        normalize_separately: in batch normalisation by the episode, normalise support and query images apart from each other.
         options: see `EmbeddingOptions`.
     """
 
@@ -73,10 +81,11 @@ class RelationNet(EmbeddingLearner):
         hidden: Annotated[int, Ge(1)] = 8,
         combine: Literal["sum", "mean"] = "sum",
         train_ways: Annotated[int, Ge(2)] | None = 20,
+        normalize_separately: bool = False,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
         maps = FeatureMaps(backbone, image_shape)
-        super().__init__(maps, train_ways, **options)
+        super().__init__(maps, train_ways, normalize_separately=normalize_separately, **options)
         self.relation = Relation(maps.shape, filters, hidden)
         self.combine = combine
 
@@ -105,6 +114,10 @@ class RelationNet(EmbeddingLearner):
         for of_classes, of_queries, real in zip(classes, query, episodes.query.real, strict=True):
             scores.append(spread(self.relation(of_classes[None], of_queries[real][None])[0], real))
         return torch.stack(scores)
+
+    def clipped_together(self) -> list[list[nn.Parameter]]:
+        """The embedding and the relation module, each by itself."""
+        return [list(self.backbone.parameters()), list(self.relation.parameters())]
 
     def class_maps(self, support: Tensor, support_y: Tensor, ways: int, mask: Tensor | None = None) -> Tensor:
         """Sum or mean of the support maps ``[T, N*K, C, h, w]`` of each class: ``[T, N, C, h, w]``."""

@@ -22,6 +22,7 @@ from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_
 from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes.grouped_sampler import GroupedSampler, grouped_task_problems
+from fsl_cli.episodes.rotated_sampler import RotatedSampler
 from fsl_cli.errors import FslError
 
 SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -43,7 +44,8 @@ class Omniglot(ImageClasses):
     Args:
         data_dir: folder of existing and downloaded data.
         cache_dir: cache folder for the packed images, one pack per size.
-        rotations: four classes from every class, rotated by 0, 90, 180 and 270 degrees, in every split.
+        rotations: true: four classes from every class, rotated by 0, 90, 180 and 270 degrees, in every split; ``episodes``: no
+            new classes, but all images of an episode are rotated by one of these angles; false: none.
         size: height and width in pixels.
         classes: ``characters``, or ``alphabets``: classes of many modes, as in Allen et al. (2019). An alphabet's characters,
             with their rotations, are drawn ``modes`` at a time, and support and queries are images of the same ones. The
@@ -60,7 +62,7 @@ class Omniglot(ImageClasses):
         data_dir: Path,
         cache_dir: Path,
         *,
-        rotations: bool = True,
+        rotations: bool | Literal["episodes"] = True,
         size: Annotated[int, Ge(8)] = 28,
         classes: Literal["characters", "alphabets"] = "characters",
         modes: Annotated[int, Ge(1)] = 10,
@@ -70,23 +72,25 @@ class Omniglot(ImageClasses):
         self.data_dir, self.cache_dir = Path(data_dir), Path(cache_dir)
         self.rotations, self.size, self.download, self.progress = rotations, size, download, progress
         self.alphabets, self.modes = classes == "alphabets", modes
+        if self.alphabets and rotations == "episodes":
+            raise FslError("alphabets cannot be rotated by the episode", where="dataset.rotations", hint="use true or false")
 
     def split(self, name: SplitName) -> ClassImages:
         """The classes of one split, named ``<Alphabet>/characterNN`` (``@90`` and so on when rotated).
 
-        Memory-mapped unless ``rotations`` is on, which copies the images. The first call locates, checks and packs the
+        Memory-mapped unless ``rotations`` is true, which copies the images. The first call locates, checks and packs the
         data.
 
         Raises:
             FslError: the data is missing, incomplete or unreadable, or a folder is not writable.
         """
         images = packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
-        return images.with_rotations() if self.rotations else images
+        return images.with_rotations() if self.rotations is True else images
 
     def counts(self, name: SplitName) -> np.ndarray:
         """int64 ``[characters]``, images per character of one split; does not read its images. Raises the errors of `split`."""
         counts = packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
-        return np.tile(counts, 4) if self.rotations else counts
+        return np.tile(counts, 4) if self.rotations is True else counts
 
     def classes(self) -> int | None:
         """Number of classes in the training split."""
@@ -96,7 +100,7 @@ class Omniglot(ImageClasses):
         """int64 ``[characters]``, the alphabet of each character of one split: 0, 1, ..."""
         characters = [c for archive in MD5 for c, split in sorted(vinyals_split(archive).items()) if split == name]
         groups = np.unique([character.split("/")[0] for character in characters], return_inverse=True)[1]
-        return np.tile(groups, 4) if self.rotations else groups
+        return np.tile(groups, 4) if self.rotations is True else groups
 
     def task_problems(self, tasks: Mapping[SplitName, Task]) -> list[FslError]:
         """The reasons why the tasks of the splits cannot be drawn; for each setting, that of the smallest split."""
@@ -111,6 +115,8 @@ class Omniglot(ImageClasses):
 
     def sampler(self, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> EpisodeSampler:
         """Episodes of a split, with the images on ``device``."""
+        if self.rotations == "episodes":
+            return RotatedSampler(self.split(split), split, task, seed, device)
         if not self.alphabets:
             return super().sampler(split, task, seed, device)
         shape = self._grouped_task(split, task)

@@ -15,6 +15,7 @@ from fsl_cli.algos.imp import IMP
 from fsl_cli.algos.matchingnet import MatchingNet
 from fsl_cli.algos.relationnet import RelationNet
 from fsl_cli.algos.siamese import Siamese
+from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
@@ -79,6 +80,19 @@ def test_logits_of_training_are_the_transductive_predictions(name):
     algorithm, episodes = tiny(name), random_episodes(shots=2)
     transductive = tiny(name, batch_norm="transductive")
     torch.testing.assert_close(algorithm.loss(episodes).outputs, transductive.predict(episodes), **EXACT)
+
+
+@pytest.mark.parametrize("name", ["relationnet", "imp"])
+def test_support_and_queries_can_be_normalised_separately(name):
+    """In training and in transductive tests, as if each were a batch of its own."""
+    episodes, options = random_episodes(shots=2), {"batch_norm": "transductive"}
+    apart, together = tiny(name, normalize_separately=True, **options), tiny(name, **options)
+    support, query = (torch.stack([apart.backbone(x) for x in each.x]).detach() for each in (episodes.support, episodes.query))
+    with statistics_from(apart, "batch"):
+        expected = apart.compare(episodes, support, query).detach()
+    torch.testing.assert_close(apart.predict(episodes), expected, **EXACT)
+    torch.testing.assert_close(apart.loss(episodes).outputs, expected, **EXACT)
+    assert not torch.allclose(together.predict(episodes), expected)
 
 
 @EVERY

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import random_episodes
-from small_training import accuracy, faint_patterns, train
+from small_training import CPU, accuracy, faint_patterns, train, train_settings
 from torch import nn
 
 from fsl_cli.algos.relationnet import Relation, RelationNet
@@ -14,6 +14,7 @@ from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import Classification, Episodes, EpisodeSampler, Examples, Task
+from fsl_cli.training import Training
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -94,6 +95,21 @@ def test_the_loss_is_the_mean_squared_error_of_the_scores_and_the_metrics_are_th
     assert step.loss.item() == pytest.approx(sum(errors) / len(errors))
     assert step.metrics["relation_same"].item() == pytest.approx(sum(same) / len(same))
     assert step.metrics["relation_different"].item() == pytest.approx(sum(different) / len(different))
+
+
+def test_the_gradients_of_both_networks_are_clipped_separately():
+    torch.manual_seed(0)
+    algorithm = RelationNet(MLP((2, 4, 4), widths=[32]), (2, 4, 4), train_ways=None)
+    networks = [list(algorithm.backbone.parameters()), list(algorithm.relation.parameters())]
+    assert [id(each) for network in networks for each in network] == [id(each) for each in algorithm.parameters()]
+    episodes = EpisodeSampler(faint_patterns(seed=0), "train", Task(5, 1, 5), 0)
+    norms = {}
+    for clip in (1e9, 1e-3):
+        optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.0)
+        Training(algorithm, optimizer, episodes, train_settings(clip_grad_norm=clip), CPU).step()
+        norms[clip] = [torch.cat([each.grad.flatten() for each in network]).norm().item() for network in networks]
+    assert min(norms[1e9]) > 1e-3
+    assert norms[1e-3] == pytest.approx([1e-3, 1e-3], rel=1e-3)
 
 
 def test_predictions_are_the_logits_of_the_scores_of_the_maps():

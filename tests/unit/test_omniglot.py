@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fsl_cli.datasets import omniglot
@@ -161,6 +162,26 @@ def test_alphabets_as_classes(toy: Path, tmp_path: Path, rotations: bool) -> Non
     assert str(problem).startswith("task.shots, task.queries: 4 shots + 8 queries, but 4 classes of the val split")
     (problem,) = dataset.task_problems({"test": Task(14, 4, 4), "val": Task(14, 4, 4)})
     assert str(problem).startswith("task.ways: 14 ways, but the test split has 13 groups of classes")
+
+
+def test_each_episode_rotated_by_one_angle(toy: Path, tmp_path: Path) -> None:
+    options = {"download": False, "size": SIDE}
+    task, upright = Task(5, 1, 1), Omniglot(toy, tmp_path / "cache", rotations=False, **options)
+    dataset = Omniglot(toy, tmp_path / "cache", rotations="episodes", **options)
+    assert dataset.classes() == upright.classes() == 1028
+    turned = dataset.sampler("test", task, 0)
+    one, other = turned.batch(0, 40), upright.sampler("test", task, 0).batch(0, 40)
+    assert one.classes.equal(other.classes)
+    assert one.seeds.equal(other.seeds)
+    turns = []
+    for episode in range(40):
+        mine, theirs = (torch.cat([each.support.x[episode], each.query.x[episode]]) for each in (one, other))
+        turns += [[k for k in range(4) if mine.equal(torch.rot90(theirs, k, (-2, -1)))]]
+        assert len(turns[-1]) == 1
+        assert mine[:5].equal(turned.batch(episode, 1).support.x[0])
+    assert {k for (k,) in turns} == {0, 1, 2, 3}
+    with pytest.raises(FslError, match="alphabets cannot be rotated by the episode"):
+        Omniglot(toy, tmp_path / "cache", rotations="episodes", classes="alphabets", **options)
 
 
 def test_folders_and_zips_are_the_same(toy: Path, tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ class Algorithm(nn.Module, ABC):
     def begin_iteration(self, iteration: int) -> None:
         """Prepare for outer step ``iteration`` (0, 1, ...); called before every step, also after resuming."""
 
+    def clipped_together(self) -> list[list[nn.Parameter]]:
+        """The parameters, in groups whose gradients ``train.clip_grad_norm`` clips together; here one group."""
+        return [list(self.parameters())]
+
     @abstractmethod
     def loss(self, episodes: Episodes) -> Step:
         """Outer loss of a batch of training episodes; if it needs no gradient, training changes nothing."""

@@ -2,7 +2,8 @@
 
 While training, batch normalisation uses the images of the episode and updates its running averages. Each episode is normalised
 separately, so that the loss does not depend on how a batch of episodes is chunked. In tests ``inductive`` normalises by the
-running averages, ``transductive`` by the images of the episode.
+running averages, ``transductive`` by the images of the episode. The images of an episode are normalised together or, in methods
+that have the option ``normalize_separately``, the support images by themselves and the queries by themselves.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class EmbeddingLearner(Algorithm):
         batch_norm: see `EmbeddingOptions`.
         train_shots: see `EmbeddingOptions`.
         train_queries: see `EmbeddingOptions`.
+        normalize_separately: see above.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class EmbeddingLearner(Algorithm):
         batch_norm: BatchNormMode = "inductive",
         train_shots: int | None = None,
         train_queries: int | None = 5,
+        normalize_separately: bool = False,
     ) -> None:
         super().__init__()
         self.masks = True
         self.backbone = backbone
         self.transductive = batch_norm == "transductive"
         self.embeds = not self.transductive
+        self.normalize_separately = normalize_separately
         self.train_ways, self.train_shots, self.train_queries = train_ways, train_shots, train_queries
 
     def train_task(self, task: Task) -> Task:
@@ -96,6 +100,8 @@ class EmbeddingLearner(Algorithm):
 
     def embed_episodes(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Support ``[T, N*K, ...]`` and query embeddings ``[T, N*Q, ...]``, one episode after the other."""
+        if self.normalize_separately:
+            return each_alone(self.backbone, episodes.support), each_alone(self.backbone, episodes.query)
         both, shots = episodes.support.followed_by(episodes.query), episodes.support.x.shape[1]
         embedded = each_alone(self.backbone, both)
         return embedded[:, :shots], embedded[:, shots:]
