@@ -1,5 +1,4 @@
-"""MAML++: how to train your MAML (Antoniou, Edwards & Storkey 2019): MAML with improvements, each of which can be switched
-off.
+"""MAML++: how to train your MAML (Antoniou, Edwards & Storkey 2019): MAML with improvements, each of which can be switched off.
 
 - Step sizes (section 4, LSLR): ``inner_lr_learning=per_layer_per_step`` learns one for every tensor and every step.
 - Multi-step loss (MSL, eq. 5): the outer loss is sum_i v_i L_query(theta_i) over the parameters after every step i of K.
