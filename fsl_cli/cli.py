@@ -1,16 +1,20 @@
 """The command line: verb to command, errors to one line, exit codes. Imports nothing heavy.
 
-Exit codes: 0 everything was done and written; 1 something failed unexpectedly; 2 a problem the user can solve; 130 interrupted.
+Exit codes: 0 everything was done and written; 1 something failed unexpectedly; 2 a problem the user can solve; 128 + its number
+after a signal: 130 SIGINT (Ctrl-C), 143 SIGTERM, 129 SIGHUP.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from fsl_cli.compute import processes
+from fsl_cli.compute.signals import exit_code, interruptible, interrupts_keep_their_type
 from fsl_cli.errors import FslError, Problems, close_match, keep_traceback
+from fsl_cli.show.streams import lasting_streams
 
 VERBS = {
     "train": "meta-train, validate and test; -m runs a sweep",
@@ -24,13 +28,23 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``fsl`` command. Returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return processes.run(lambda: _exit_code(words)) if processes.launched() else _exit_code(words)
+    try:
+        with lasting_streams() as streams, interruptible():
+            code = processes.run(lambda: _exit_code(words)) if processes.launched() else _exit_code(words)
+    except KeyboardInterrupt as interrupt:
+        return exit_code(interrupt)
+    lost = [stream.failure for stream in streams if stream.failure]
+    if lost:
+        print(f"error: output could not be written: {lost[0].strerror}", file=sys.stderr)
+    return code or int(bool(lost))
 
 
 def _exit_code(words: list[str]) -> int:
     """Run a verb and print what goes wrong."""
     try:
-        return _dispatch(words)
+        with interrupts_keep_their_type():
+            _check_working_folder()
+            return _dispatch(words)
     except Problems as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -38,14 +52,18 @@ def _exit_code(words: list[str]) -> int:
     except FslError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of a pipe has gone, as with `fsl ls | head -1`
-        sys.stderr.close()
-        return 1
+    except KeyboardInterrupt as interrupt:
+        return exit_code(interrupt)
     except Exception as error:
         print(f"error: {keep_traceback(error)}", file=sys.stderr)
         return 1
+
+
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise FslError("the working folder does not exist any more", where="fsl", hint="cd to another one") from error
 
 
 def _dispatch(words: list[str]) -> int:

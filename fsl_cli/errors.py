@@ -38,7 +38,7 @@ def keep_traceback(error: Exception) -> str:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="fsl-error-", suffix=".log", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="fsl-error-", suffix=".log", delete=False) as file:
         traceback.print_exception(type(error), error, error.__traceback__, file=file)
     return f"unexpected {type(error).__name__}: {first_line(error)} (traceback: {file.name})"
 

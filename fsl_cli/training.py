@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +15,14 @@ from torch import Tensor
 
 from fsl_cli.algos.common.algorithm import Algorithm, check_masks
 from fsl_cli.compute.hardware import Hardware
-from fsl_cli.compute.signals import held_back, interrupts_keep_their_type, raise_if_interrupted
+from fsl_cli.compute.signals import (
+    STOP,
+    Stopped,
+    held_back,
+    interrupts_keep_their_type,
+    raise_if_interrupted,
+    take_save_request,
+)
 from fsl_cli.compute.snapshot import Snapshot
 from fsl_cli.compute.step_sync import Exchange
 from fsl_cli.episodes.sampler import Sampler
@@ -109,7 +116,7 @@ class Training:
 
         Raises:
             FslError: the loss is not finite.
-            KeyboardInterrupt: one of several processes received a signal to stop; all stop after the same iteration.
+            Stopped: one of several processes received a signal to stop; all stop after the same iteration.
         """
         processes = self.hardware.processes
         processes.copy_from_first([each.detach() for each in (*self.algorithm.parameters(), *self.algorithm.buffers())])
@@ -117,10 +124,20 @@ class Training:
         with holding as signals, interrupts_keep_their_type():
             while self._go_on(hooks):
                 raise_if_interrupted()
-                stop, seconds = processes.numbers([len(signals), self.progress.seconds if processes.first else 0.0])
-                self.progress.seconds = seconds  # clocks differ, but ``max_minutes`` must stop all processes together
-                if stop:
-                    raise KeyboardInterrupt
+                self._agree(hooks, signals)
+
+    def _agree(self, hooks: Hooks, signals: Sequence[int]) -> None:
+        """Do in all processes what one of them was told to by a signal: save a checkpoint, or stop."""
+        processes = self.hardware.processes
+        mine = [self.progress.seconds if processes.first else 0.0, take_save_request()]
+        seconds, save, *stops = processes.numbers([*mine, *(signals.count(number) for number in STOP)])
+        self.progress.seconds = seconds  # clocks differ, but ``max_minutes`` must stop all processes together
+        if save:
+            with held_back():
+                hooks.save(False)
+        for number, count in zip(STOP, stops, strict=True):
+            if count:
+                raise Stopped(number)
 
     def _go_on(self, hooks: Hooks) -> bool:
         """Validate if validation is due, otherwise take a step. Returns False when training is finished."""

@@ -72,12 +72,19 @@ train() { # train one method, given as its name and its own overrides, in its fo
   local folder own
   folder=$(row_folder "$1")
   IFS=+ read -ra own <<<"$1"
-  trap 'kill $! 2>/dev/null; wait; exit 143' TERM # otherwise training would continue in the background
+  trap 'kill $! 2>/dev/null; wait; exit 143' TERM HUP # otherwise training would continue in the background
   "$fsl" train "algo=${own[0]}" "${common[@]}" "${own[@]:1}" "hydra.run.dir=$folder" resume=auto >"$folder.log" 2>&1 &
   wait $! || { echo "$1: $(grep '^error: ' "$folder.log" | tail -1 || true) (see $folder.log)" >&2; "$python" -m fsl_cli.results.refused "$folder" "$folder.log"; }
   echo "== $1  $(grep '^test ' "$folder.log" | tail -1)"
 }
-trap 'kill $(jobs -p) 2>/dev/null; wait; exit 130' INT TERM
+stop() { # end all trainings, which save a checkpoint, and exit as the signal says
+  kill $(jobs -p) 2>/dev/null
+  wait
+  exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
 
 rows=()
 for method in "${every[@]}"; do

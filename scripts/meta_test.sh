@@ -50,7 +50,10 @@ if [ -n "$(ls -A "$out" 2>/dev/null)" ]; then
   exit 2
 fi
 mkdir -p "$out" || exit 2
-trap 'exit 130' INT TERM # fsl handles the signal and exits by itself, after which bash would continue
+# fsl handles the signal and exits by itself, after which bash would continue
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
 
 number=0 rows=()
 for run in "${runs[@]}"; do

@@ -32,6 +32,7 @@ from fsl_cli.algos.simpleshot import SimpleShot
 from fsl_cli.compute import processes
 from fsl_cli.compute.hardware import Hardware
 from fsl_cli.compute.processes import ALONE, Processes
+from fsl_cli.compute.signals import Stopped, interruptible
 from fsl_cli.episodes import Episodes, EpisodeSampler, Task
 from fsl_cli.errors import FslError, Problems
 from fsl_cli.evaluation import evaluate
@@ -119,6 +120,10 @@ def finish(done: Training) -> list[dict[str, float]]:
 
 
 def _nothing(ignored: Any) -> None:
+    pass
+
+
+def _nothing_of_two(ignored: Any, also_ignored: Any) -> None:
     pass
 
 
@@ -221,28 +226,44 @@ def dropout_is_the_same_twice_and_can_be_continued(folder: Path) -> None:
 
 @check
 def a_signal_to_one_stops_both_after_the_same_iteration(folder: Path) -> None:
-    def interrupt(*ignored: Any) -> None:
-        raise KeyboardInterrupt
-
     whole = new_training(meta_sgd, processes.current(), meta_batch=3)
     finish(whole)
-    before = signal.signal(signal.SIGTERM, interrupt)
-    for rank in (0, 1):
+    for rank, number in enumerate((signal.SIGTERM, signal.SIGHUP)):
         done = new_training(meta_sgd, processes.current(), meta_batch=3)
         loss = done.algorithm.loss
 
-        def interrupted(episodes: Episodes, done: Training = done, loss: Any = loss, rank: int = rank) -> Step:
+        def interrupted(
+            episodes: Episodes, done: Training = done, loss: Any = loss, rank: int = rank, number: int = number
+        ) -> Step:
             if (processes.current().rank, done.progress.iteration) == (rank, 2):
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             return loss(episodes)
 
         done.algorithm.loss = interrupted  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
+        with interruptible(), pytest.raises(Stopped) as stopped:
             finish(done)
+        assert stopped.value.exit_code == 128 + number
         assert done.progress.iteration == 3
         finish(done)
         assert is_same(state(done)["algo"], state(whole)["algo"])
-    signal.signal(signal.SIGTERM, before)
+
+
+@check
+def a_signal_to_one_that_asks_for_a_checkpoint_makes_both_save_it(folder: Path) -> None:
+    for rank in (0, 1):
+        done, saved = new_training(meta_sgd, processes.current(), meta_batch=3), []
+
+        def advance(iteration: int, rank: int = rank) -> None:
+            if (processes.current().rank, iteration) == (rank, 2):
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        def save(best: bool, done: Training = done, saved: list[Any] = saved) -> None:
+            saved.append((done.progress.iteration, state(done)))
+
+        with interruptible():
+            done.run(Hooks(_nothing_of_two, lambda: {"val/accuracy": 0.5}, save, advance))
+        assert [iteration for iteration, _ in saved] == [2, 5]  # when asked, and at the end
+        assert same_in_both(saved[0][1])
 
 
 @check

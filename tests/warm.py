@@ -135,6 +135,7 @@ def _attend(connection: socket.socket) -> None:
 
 def _run(module: str, words: list[str], folder: str, environment: Mapping[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which what runs the tests may ignore
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

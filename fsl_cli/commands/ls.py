@@ -28,6 +28,6 @@ def _described(member: Member) -> str:
 
 def first_line(path: Path) -> str:
     """What a config file says it is: its first comment, Hydra's ``# @package`` line left out."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     comments = (line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith("# @"))
     return next(comments, "no description: its first line is no comment")

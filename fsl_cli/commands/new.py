@@ -93,7 +93,7 @@ def _write(files: Mapping[Path, str | None], words: Mapping[str, str]) -> None:
     for path in files:
         check_writable(path.parent)
     for path, template in files.items():
-        text = (TEMPLATES / f"{template}.txt").read_text() if template else ""
+        text = (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8") if template else ""
         write_text(path, re.sub(rf"\b({'|'.join(words)})\b", lambda match: words[match.group()], text))
         console.say(f"wrote   {os.path.relpath(path)}")
 

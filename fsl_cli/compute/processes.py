@@ -229,7 +229,7 @@ def run(main: Callable[[], int]) -> int:
         store.set("fsl has finished", str(code))
     else:
         heard = io.StringIO()
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(heard):
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(heard):
             code = main()
         if code == 1:
             print(*(f"process {rank}: {line}" for line in heard.getvalue().splitlines()), sep="\n", file=sys.stderr)

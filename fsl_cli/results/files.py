@@ -85,7 +85,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file, or None when there is none or it cannot be read."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -69,7 +69,7 @@ class RunFolder:
     def log_handler(self) -> logging.Handler:
         """What appends to ``run.log``."""
         self.path.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(self.log, delay=True)
+        handler = logging.FileHandler(self.log, delay=True, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         return handler
 

@@ -81,7 +81,7 @@ class JsonLines:
     def __init__(self, path: Path, upto: int) -> None:
         kept = [line for line in read_metrics(path) if line["iteration"] <= upto]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
         """Append a line."""
@@ -97,7 +97,7 @@ class JsonLines:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a ``metrics.jsonl``; a last line cut off by a crash is left out."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:

@@ -155,7 +155,10 @@ class Experiment:
             kept = ("algo", "config", "progress")
             checkpoint.save(self.folder.best, {name: payload[name] for name in kept}, self.folder.write)
         checkpoint.save(self.folder.last, payload, self.folder.write)
-        self.life.status("running", iteration=self.training.progress.iteration)
+        progress = self.training.progress
+        self.life.status("running", iteration=progress.iteration)
+        if progress.validated < progress.iteration:  # a signal asked for it
+            console.say(f"saved {progress.iteration}/{self.settings.train.iterations}  {self.folder.last}")
 
     def _payload(self) -> dict[str, Any]:
         return {**self.training.state_dict(), "config": dict(self.config), "wandb_id": self.wandb_id}

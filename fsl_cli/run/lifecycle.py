@@ -14,12 +14,13 @@ from typing import IO, Any
 import torch
 
 from fsl_cli.compute import processes
-from fsl_cli.compute.signals import held_back, interruptible, interrupts_keep_their_type
+from fsl_cli.compute.signals import exit_code, held_back, interruptible, interrupts_keep_their_type
 from fsl_cli.errors import FslError, UnexpectedError, first_line, keep_traceback
 from fsl_cli.results import environment
 from fsl_cli.results.files import read_json
 from fsl_cli.results.run_folder import RunFolder, SilentRunFolder
 from fsl_cli.show import console
+from fsl_cli.show.streams import lasting_streams
 
 
 class Life:
@@ -73,11 +74,11 @@ class Life:
         """Record that everything was done and written."""
         self.status("done", seconds=round(time.perf_counter() - self._started, 1), exit_code=0, **details)
 
-    def interrupted(self, hint: str) -> None:
-        """Record Ctrl-C or SIGTERM, and tell the user how to go on."""
+    def interrupted(self, exit_code: int, hint: str) -> None:
+        """Record a signal that has stopped the run, and tell the user how to go on."""
         if self.begun:
             with held_back():  # a second Ctrl-C must not leave half of this
-                self._ended("interrupted", exit_code=130)
+                self._ended("interrupted", exit_code=exit_code)
                 where = f" at iteration {self.details['iteration']}" if "iteration" in self.details else ""
                 hint = hint if self.folder.last.is_file() or not hint else "nothing has been saved yet"
                 console.warn(f"interrupted{where}" + (f"; {hint}" if hint else ""))
@@ -151,12 +152,12 @@ def lifecycle(path: Path, *, identity: Mapping[str, Any] | None = None, resume_h
         UnexpectedError: in place of any exception that is not an `FslError`.
     """
     life = Life(RunFolder(path) if processes.current().first else SilentRunFolder(path), identity or {})
-    with interruptible():
+    with lasting_streams(), interruptible():
         try:
             with interrupts_keep_their_type():
                 yield life
-        except KeyboardInterrupt:
-            life.interrupted(resume_hint)
+        except KeyboardInterrupt as interrupt:
+            life.interrupted(exit_code(interrupt), resume_hint)
             raise
         except FslError as error:
             life.failed(str(error), error.exit_code)
@@ -164,8 +165,8 @@ def lifecycle(path: Path, *, identity: Mapping[str, Any] | None = None, resume_h
         except Exception as error:
             life.failed(f"{type(error).__name__}: {error}", UnexpectedError.exit_code)
             raise life.unexpected(error) from error
-        except SystemExit:  # rich raises it when nobody reads the output any more, as in `fsl train | head -1`
-            life.failed("the program was told to exit; perhaps what read its output has ended", UnexpectedError.exit_code)
+        except SystemExit:
+            life.failed("a part of the run has ended the program", UnexpectedError.exit_code)
             raise
         finally:
             life.close()

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fsl_cli.compute import processes
+from fsl_cli.compute.signals import exit_code
 from fsl_cli.errors import FslError
 from fsl_cli.results import tables
 from fsl_cli.results.files import read_json
@@ -22,8 +23,7 @@ from fsl_cli.run.plan import Job, Plan, plan_job
 from fsl_cli.settings.compose import current_job
 from fsl_cli.settings.overrides import swept
 from fsl_cli.show import console
-
-INTERRUPTED = 130
+from fsl_cli.show.streams import lasting_streams
 
 
 def train(plan: Plan) -> Results | None:
@@ -49,14 +49,14 @@ def train_sweep(plan: Plan) -> int:
     Returns:
         The exit code: that of the worst job.
     """
-    interrupted = False
+    interrupted = 0
     try:
         plan.composer.start_sweep(plan.config, SweepTask(plan))
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as interrupt:
+        interrupted = exit_code(interrupt)
     finally:  # also when a sweeper gives up: what its jobs have found is not lost
         code = _table(plan)
-    return max(code, INTERRUPTED * interrupted)
+    return max(code, interrupted)
 
 
 class SweepTask:
@@ -70,6 +70,7 @@ class SweepTask:
         self._jobs = {job.number: job for job in plan.jobs}
         self._sweep, self._launch, self._command = plan.folder, plan.launch, plan.command
 
+    @lasting_streams()
     def __call__(self, config: DictConfig) -> float:
         """Run the job that Hydra has started.
 

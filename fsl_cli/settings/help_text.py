@@ -74,6 +74,6 @@ def of(verb: str, what: str) -> str:
 
 def _settings() -> list[str]:
     """The body of ``conf/train.yaml``, which explains every setting, without its Hydra parts."""
-    text = (conf_dir() / "train.yaml").read_text()
+    text = (conf_dir() / "train.yaml").read_text(encoding="utf-8")
     body = text[text.index("\ntask:") : text.index("\nhydra:")]
     return [f"  {line}" for line in body.strip().splitlines()]

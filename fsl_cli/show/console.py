@@ -20,6 +20,11 @@ err = Console(highlight=False, soft_wrap=True, stderr=True)
 _PLAIN_SECONDS = 10.0  # between progress lines if the output is not a terminal
 
 
+def _draws() -> bool:
+    """Whether bars and borders can be drawn. FORCE_COLOR, which only asks for colours, does not make a pipe a terminal."""
+    return out.is_terminal and out.file.isatty()
+
+
 def start_log(handler: logging.Handler) -> None:
     """Also send every printed line, and tracebacks, to ``handler``."""
     log.setLevel(logging.INFO)
@@ -53,13 +58,13 @@ def fail(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: with borders on a terminal, otherwise tab-separated."""
-    if not out.is_terminal:
+    if not _draws():
         for row in [columns, *rows]:
             print("\t".join(row), file=out.file)  # rich would turn tabs into spaces
         return
     drawn = Table(title=title, title_justify="left")
-    for column in columns:
-        drawn.add_column(column)
+    for number, column in enumerate(columns):
+        drawn.add_column(column, overflow="fold", no_wrap=number == 0)  # a name can be copied
     for row in rows:
         drawn.add_row(*row)
     out.print(drawn, soft_wrap=False)
@@ -68,7 +73,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar for ``total`` units; yields the function that advances it. One line if not on a terminal."""
-    if not out.is_terminal:
+    if not _draws():
         say(f"{description} ...")
         yield lambda amount: None
         return
@@ -95,7 +100,7 @@ class TrainingProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
         )
-        self._bar = Progress(*columns, console=out, transient=True) if out.is_terminal else None
+        self._bar = Progress(*columns, console=out, transient=True) if _draws() else None
 
     def __enter__(self) -> TrainingProgress:
         if self._bar:

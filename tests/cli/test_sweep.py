@@ -101,7 +101,7 @@ def test_an_interruption_stops_the_sweep_and_the_table_says_so(fsl, tmp_path, mo
     monkeypatch.setattr(Training, "step", interrupted)
     folder = tmp_path / "sweep"
     outcome = fsl("train", "-m", *merged(("seed=0,1,2", f"hydra.sweep.dir={folder}")))
-    assert outcome.code == 130
+    assert outcome.code == 143
     assert [path.name for path in folder.iterdir() if path.is_dir()] == ["0"]
     first, *others = rows_of(folder)
     assert first["state"].startswith("interrupted")

@@ -164,9 +164,9 @@ def test_interrupted_it_saves_and_says_how_to_go_on(small, fsl, tmp_path, monkey
     monkeypatch.setattr(Training, "step", interrupted)
     outcome = fsl("train", *merged(("train.log_every=2", f"hydra.run.dir={folder}")))
     monkeypatch.setattr(Training, "step", step)
-    assert outcome.code == 130
+    assert outcome.code == 143
     assert "resume=" in outcome.err
-    assert json.loads((folder / "status.json").read_text()) == {"state": "interrupted", "iteration": 4, "exit_code": 130}
+    assert json.loads((folder / "status.json").read_text()) == {"state": "interrupted", "iteration": 4, "exit_code": 143}
     assert not (folder / "results.json").exists()
     outcome = fsl("train", *merged(("train.log_every=2", f"hydra.run.dir={folder}", "resume=auto")))
     assert outcome.code == 0, outcome.err

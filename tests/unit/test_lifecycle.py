@@ -36,8 +36,8 @@ def test_a_stop_while_the_folder_is_claimed_is_recorded(tmp_path, monkeypatch, e
     assert _status(tmp_path / "run")["state"] == state
 
 
-def test_a_reader_that_goes_away_does_not_leave_a_run_that_seems_to_go_on(tmp_path):
+def test_a_part_that_ends_the_program_does_not_leave_a_run_that_seems_to_go_on(tmp_path):
     with pytest.raises(SystemExit):
-        _live(tmp_path, lambda: sys.exit(1))  # what rich does when its pipe is closed
+        _live(tmp_path, lambda: sys.exit(1))
     assert _status(tmp_path)["state"] == "failed"
     assert _status(tmp_path)["exit_code"] == 1

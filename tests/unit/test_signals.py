@@ -12,7 +12,7 @@ import pytest
 import torch
 from recorded_training import ALGORITHMS, Recorder, new_training
 
-from fsl_cli.compute.signals import interruptible
+from fsl_cli.compute.signals import SAVE, STOP, held_back, interruptible, take_save_request
 from fsl_cli.errors import UnexpectedError
 from fsl_cli.run.lifecycle import lifecycle
 
@@ -66,10 +66,22 @@ def test_an_error_without_a_signal_stays_an_error(tmp_path: Path):
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
 
 
-def test_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a background job of a script
+@pytest.mark.parametrize("number", [*STOP, *SAVE])
+def test_an_ignored_signal_stays_ignored(number: signal.Signals):
+    before = signal.signal(number, signal.SIG_IGN)  # as SIGINT in a background job of a script, SIGHUP under nohup
     try:
-        with interruptible():
-            signal.raise_signal(signal.SIGINT)
+        with interruptible(), held_back() as received:
+            signal.raise_signal(number)
+        assert received == []
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", SAVE)
+def test_a_checkpoint_is_asked_for_once(number: signal.Signals):
+    with interruptible(), interruptible():
+        assert not take_save_request()
+        with held_back():
+            signal.raise_signal(number)
+        assert take_save_request()
+        assert not take_save_request()
