@@ -115,7 +115,7 @@ class Training:
         """Train until the limit of iterations, minutes or patience is reached.
 
         Raises:
-            FslError: the loss is not finite.
+            FslError: the loss or the weights are not finite, or no validation has had finite predictions.
             Stopped: one of several processes received a signal to stop; all stop after the same iteration.
         """
         processes = self.hardware.processes
@@ -125,6 +125,8 @@ class Training:
             while self._go_on(hooks):
                 raise_if_interrupted()
                 self._agree(hooks, signals)
+        if self.progress.best_score is None:
+            raise _diverged("no validation has had finite predictions")
 
     def _agree(self, hooks: Hooks, signals: Sequence[int]) -> None:
         """Do in all processes what one of them was told to by a signal: save a checkpoint, or stop."""
@@ -253,11 +255,14 @@ class Training:
 
     def _validate(self, hooks: Hooks) -> None:
         progress = self.progress
+        for name, value in self.algorithm.state_dict().items():
+            if not bool(value.isfinite().all()):  # running averages too: infinite ones make all outputs the same
+                raise _diverged(f"weights are not finite at iteration {progress.iteration}: {name}")
         values = hooks.validate()
         with held_back():
             headline = self.sampler.problem.headline
             score, best = values[f"val/{headline.name}"], progress.best_score
-            improved = best is None or headline.better(score, best)
+            improved = math.isfinite(score) and (best is None or headline.better(score, best))
             progress.validated = progress.iteration
             progress.stale = 0 if improved else progress.stale + 1
             if improved:
@@ -286,15 +291,15 @@ class Training:
         steps, seconds = window.pop("steps"), window.pop("seconds")
         values = {f"train/{name}": total / steps for name, total in window.items()}
         if not math.isfinite(values["train/loss"]):
-            raise FslError(
-                f"the loss is {values['train/loss']} at iteration {progress.iteration}",
-                where="train",
-                hint="lower algo.inner_lr or train.optimizer.lr, or set train.clip_grad_norm=10",
-            )
+            raise _diverged(f"the loss is {values['train/loss']} at iteration {progress.iteration}")
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
         values["train/seconds_per_iteration"] = seconds / steps
         values["train/tasks_per_second"] = self.settings.meta_batch * steps / seconds
         return values
+
+
+def _diverged(what: str) -> FslError:
+    return FslError(what, where="train", hint="lower algo.inner_lr or train.optimizer.lr, or set train.clip_grad_norm=10")
 
 
 def rate_factor(settings: TrainSettings, seconds: Callable[[], float] = lambda: 0.0) -> Callable[[int], float]:

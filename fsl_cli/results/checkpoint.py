@@ -83,8 +83,12 @@ def load_weights(algorithm: nn.Module, payload: Mapping[str, Any], path: Path) -
     """Put the weights of a checkpoint into ``algorithm``.
 
     Raises:
-        FslError: the checkpoint belongs to another network or algorithm.
+        FslError: the checkpoint belongs to another network or algorithm, or weights are not finite.
     """
+    for name, value in payload.get("algo", {}).items():
+        if isinstance(value, torch.Tensor) and not bool(value.isfinite().all()):
+            hint = "the training has diverged, or the file is damaged: use another checkpoint, or train again"
+            raise FslError(f"holds weights that are not finite: {name}", where=str(path), hint=hint)
     try:
         algorithm.load_state_dict(payload["algo"])
     except (RuntimeError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -72,6 +73,11 @@ class Results:
     def score(self) -> MeanInterval:
         """The score that counts."""
         return self.scores[self.headline.name]
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a score: False if a prediction was not finite."""
+        return math.isfinite(self.score.mean)
 
     @property
     def mode(self) -> str:

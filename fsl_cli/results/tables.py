@@ -57,7 +57,7 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
     state = str(status["state"])
     if status.get("tested") is False:
         return {**dict.fromkeys(COLUMNS, ""), **_known(run), "run": name, "state": state}
-    if results is None or state != "done":  # results that are there are those of an earlier end of the run
+    if results is None or (state != "done" and results.found):  # what was found is what an earlier end of the run has left
         reason = str(status.get("error", "no results"))
         task = {key: str(value) for key, value in status.get("task", {}).items()}
         return {**dict.fromkeys(COLUMNS, ""), **_known(run), **task, "run": name, "state": f"{state}: {reason}"}
@@ -72,7 +72,7 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
         headline.label: headline.number(score.mean),
         "± 95% CI": headline.half_width(score.mean, score.ci95),
         "mode": results.mode,
-        "state": state,
+        "state": f"{state}: {status['error']}" if "error" in status else state,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from fsl_cli.compute import processes
 from fsl_cli.compute.signals import held_back
 from fsl_cli.datasets.dataset import SplitName
+from fsl_cli.episodes.signal import check_signal
 from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.results import checkpoint
@@ -56,6 +57,8 @@ class Experiment:
             self.parts.hardware,
         )
         self.validation = self.parts.sampler("val", self.settings.eval.seed)
+        check_signal(self.training.sampler, "train")
+        check_signal(self.validation, "val")
         self.headline = self.parts.problem.headline
         self.wandb_id: str | None = None
         if self.start is not None:

@@ -55,6 +55,8 @@ def result_line(results: Results) -> str:
     """The final line of a run: n, mean score, half width of the 95% interval and its definition."""
     name, score = results.headline.name, results.score
     text = results.headline.text(score.mean, score.ci95)
+    if not results.found:
+        return f"test  {score.n} episodes  {name} {text}: there are predictions that are not finite"
     return f"test  {score.n} episodes  {name} {text} (95% CI, {score.method})"
 
 
@@ -65,6 +67,6 @@ def say_results(results: Results) -> None:
         rows = []
         for point in points:
             mean, half = point.score.mean, point.score.ci95
-            rows.append((str(point.at), f"{headline.number(mean)} ± {headline.half_width(mean, half)}", str(point.score.n)))
+            rows.append((str(point.at), headline.interval(mean, half), str(point.score.n)))
         console.table(f"{headline.name} by {name}", (name, f"{headline.label}, 95% CI", "episodes"), rows)
-    console.say(result_line(results), style="bold green")
+    console.say(result_line(results), style="bold green" if results.found else "bold red")

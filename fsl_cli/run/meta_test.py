@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from fsl_cli.compute.signals import held_back
+from fsl_cli.episodes.signal import check_signal
+from fsl_cli.errors import FslError
 from fsl_cli.evaluation import EpisodeScores, evaluate
 from fsl_cli.results.results import CurvePoint, Results
 from fsl_cli.results.run_folder import RunFolder
@@ -17,17 +21,28 @@ from fsl_cli.statistics.intervals import t_interval
 
 
 def meta_test(settings: ModelSettings, parts: Parts, folder: RunFolder, checkpoint_name: str, iteration: int) -> Results:
-    """Meta-test on the test split, write what was found and print it; of several processes the first one does that."""
+    """Meta-test on the test split, write what was found and print it; of several processes the first one does that.
+
+    Raises:
+        FslError: predictions are not finite, which the files and the printed line say too; or the data set has no signal.
+    """
     results, scores = compute(settings, parts, checkpoint_name, iteration)
     if parts.hardware.processes.first:
         write(folder, results, scores)
         lines.say_results(results)
+    if not results.found:
+        without = int(np.isnan(scores[results.headline.name]).sum())
+        what = (
+            f"there is no {results.headline.name}: predictions of {without} of {results.score.n} test episodes are not finite"
+        )
+        raise FslError(what, where="test", hint="use smaller learning rates, of the inner loop too, or another checkpoint")
     return replace(results, folder=folder.path)
 
 
 def compute(settings: ModelSettings, parts: Parts, checkpoint_name: str, iteration: int) -> tuple[Results, EpisodeScores]:
     """Score the test episodes: the means with their intervals, and one row per episode."""
     sampler = parts.sampler("test", settings.eval.seed)
+    check_signal(sampler, "test")
     count = settings.eval.episodes
     with console.progress(f"testing on {count} episodes", count) as advance:
         scores = evaluate(parts.algorithm, sampler, count, parts.hardware, advance, curves=True)

@@ -74,8 +74,8 @@ class Model:
             query_x: ``[B, ...]``.
 
         Raises:
-            FslError: the examples have another shape, or the algorithm cannot learn from so many classes or from
-                classes of uneven shots.
+            FslError: the examples have another shape or are not finite, the algorithm cannot learn from so many classes or
+                from classes of uneven shots, or its predictions are not finite.
         """
         support, query = self._inputs(support_x, "support_x"), self._inputs(query_x, "query_x")
         if len(support) != len(support_y):
@@ -110,7 +110,11 @@ class Model:
 
     def _outputs(self, episodes: Episodes) -> np.ndarray:
         with self._parts.hardware.autocast():
-            return self.algorithm.predict(episodes)[0].float().cpu().numpy()
+            outputs = self.algorithm.predict(episodes)[0].float().cpu()
+        if not bool(outputs.isfinite().all()):
+            hint = "use smaller values of the inner loop's options, or another checkpoint"
+            raise FslError("the predictions are not finite", where="predict", hint=hint)
+        return outputs.numpy()
 
     def _episode(self, support: Examples, query: Tensor, problem: Any) -> Episodes:
         unknown = torch.zeros((1, len(query)), dtype=torch.int64, device=query.device)
@@ -123,6 +127,8 @@ class Model:
         if tuple(given.shape[1:]) != tuple(shape):
             raise FslError(f"has the shape {list(given.shape)}, not [examples, {', '.join(map(str, shape))}]", where=where)
         scaled = given.float() / 255 if given.dtype == torch.uint8 else given.float()
+        if not bool(scaled.isfinite().all()):
+            raise FslError("has values that are not finite", where=where)
         return scaled.to(self._parts.hardware.device)
 
     def _check(self, classes: Sequence[Any], counts: dict[Any, int], queries: int) -> None:

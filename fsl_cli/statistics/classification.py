@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fsl_cli.statistics.scores import mean_over_rows
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """For each row of logits ``[..., B, N]``: 1 if the largest is that of its label, else 0; NaN unless all are finite."""
+    right = (logits.argmax(-1) == labels).to(logits.dtype)
+    return torch.where(logits.isfinite().all(-1), right, torch.nan)
 
 
 def accuracy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -17,9 +24,9 @@ def accuracy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tens
         mask: bool ``[..., B]``, the rows to include; None: all.
 
     Returns:
-        ``[...]`` in 0..1, in the dtype of the logits.
+        ``[...]`` in 0..1, in the dtype of the logits; NaN if a logit of a row is not finite: that is no prediction.
     """
-    return mean_over_rows((logits.argmax(-1) == labels).to(logits.dtype), mask)
+    return mean_over_rows(correct(logits, labels), mask)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -14,8 +14,8 @@ class MeanInterval:
     """A mean and the half width of its 95% confidence interval.
 
     Attributes:
-        mean: the mean, in the unit of the values.
-        ci95: half width of the interval; NaN if n is 1, since the standard deviation is then undefined.
+        mean: the mean, in the unit of the values; NaN if one of them is not finite.
+        ci95: half width of the interval; NaN if the mean is, or if n is 1: the standard deviation is then undefined.
         n: number of values.
         method: ``t`` (Student's t, sample standard deviation with ddof=1).
     """
@@ -37,6 +37,8 @@ class MeanInterval:
 def t_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
     """Mean of independent values with Student's t interval, ``t * s / sqrt(n)`` with n-1 degrees of freedom.
 
+    If one of the values is not finite there is no mean: it is NaN, and so is the interval.
+
     Args:
         values: ``[n]``, n >= 1.
         level: confidence level in (0, 1).
@@ -48,7 +50,9 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
     n = array.size
     if n == 0:
         raise ValueError("an interval needs at least one value")
-    half = float("nan")
-    if n > 1:
-        half = float(stdtrit(n - 1, 0.5 + level / 2) * array.std(ddof=1) / np.sqrt(n))
-    return MeanInterval(float(array.mean()), half, n, "t")
+    mean = half = float("nan")
+    if np.isfinite(array).all():
+        mean = float(array.mean())
+        if n > 1:
+            half = float(stdtrit(n - 1, 0.5 + level / 2) * array.std(ddof=1) / np.sqrt(n))
+    return MeanInterval(mean, half, n, "t")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NONE = "none"  # stands for a score where a prediction is not finite
+
 
 @dataclass(frozen=True)
 class Score:
@@ -28,12 +30,14 @@ class Score:
         return 100 * value if self.unit == "%" else value
 
     def number(self, value: float, digits: int | None = None) -> str:
-        """The value as text, without the unit.
+        """The value as text, without the unit; ``none`` if it is not finite.
 
         Args:
             value: the value.
             digits: decimal places; None: two for a percentage, four significant digits for other scores.
         """
+        if not math.isfinite(value):
+            return NONE
         if digits is None and self.unit != "%":
             return f"{value:#.4g}"
         return f"{self.scaled(value):.{2 if digits is None else digits}f}"
@@ -43,10 +47,14 @@ class Score:
         text = self.number(mean)
         return self.number(ci95, None if "e" in text else len(text.partition(".")[2]))
 
+    def interval(self, mean: float, ci95: float) -> str:
+        """A mean with its interval as text, without the unit, such as ``93.67 ± 0.36``; ``none`` if there is no mean."""
+        return f"{self.number(mean)} ± {self.half_width(mean, ci95)}" if math.isfinite(mean) else NONE
+
     def text(self, mean: float, ci95: float | None = None, digits: int | None = None) -> str:
-        """The value, its interval if given, and the unit, such as ``93.67 ± 0.36 %``."""
-        parts = [self.number(mean, digits)] if ci95 is None else [self.number(mean), "±", self.half_width(mean, ci95)]
-        return " ".join([*parts, *([self.unit] if self.unit else [])])
+        """The value, its interval if given, and the unit, such as ``93.67 ± 0.36 %``; ``none`` if it is not finite."""
+        number = self.number(mean, digits) if ci95 is None else self.interval(mean, ci95)
+        return f"{number} {self.unit}" if self.unit and math.isfinite(mean) else number
 
     @property
     def label(self) -> str:

@@ -72,7 +72,7 @@ def test_scores_are_written_with_their_unit_and_the_interval_with_the_digits_of_
     assert MSE.text(0.159012, 0.012941) == "0.1590 ± 0.0129"
     assert MSE.text(12.3456, 0.98765) == "12.35 ± 0.99"
     assert MSE.text(1.2341e-7, 1e-8) == "1.234e-07 ± 1.000e-08"
-    assert MSE.text(float("nan"), float("nan")) == "nan ± nan"
+    assert MSE.text(float("nan"), float("nan")) == "none"
 
 
 def test_which_of_two_values_is_better_and_nan_is_worse_than_any():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from fsl_cli.episodes import Classification, Episodes, Problem, Task
@@ -105,10 +106,15 @@ class Algorithm(nn.Module, ABC):
 
 
 def exact_scores(episodes: Episodes, outputs: Tensor) -> dict[str, Tensor]:
-    """The scores of outputs ``[T, B, O]`` for the queries, float64 ``[T]`` by name."""
+    """The scores of outputs ``[T, B, O]`` for the queries, float64 ``[T]`` by name.
+
+    An episode with an output that is not finite has no scores: all are NaN.
+    """
     query = episodes.query.map(Tensor.cpu)
     targets = query.y.double() if query.y.is_floating_point() else query.y
-    return episodes.problem.scores(outputs.cpu().double(), targets, query.mask)
+    scores = episodes.problem.scores(outputs.cpu().double(), targets, query.mask)
+    predicted = scores[episodes.problem.headline.name].isfinite()
+    return {name: torch.where(predicted, values, torch.nan) for name, values in scores.items()}
 
 
 def check_masks(algorithm: Algorithm, episodes: Episodes) -> None:

@@ -25,7 +25,7 @@ from fsl_cli.algos.common.algorithm import Step, exact_scores
 from fsl_cli.algos.common.sequences import Labelled, SequenceLearner, SequenceOptions, one_hot
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.episodes.randomness import permutations
-from fsl_cli.statistics.classification import cross_entropy
+from fsl_cli.statistics.classification import accuracy, cross_entropy
 
 LossOver = Literal["sequence", "episode", "both"]
 State = tuple[Tensor, ...]  # each ``[B, ...]``
@@ -151,6 +151,4 @@ def instances(labels: Tensor) -> Tensor:
 def by_instance(logits: Tensor, labels: Tensor, points: int) -> Tensor:
     """Accuracy ``[T, points]`` on the 1st, 2nd, ... image of each label; logits ``[T, S, N]``, labels int64 ``[T, S]``."""
     number = instances(labels)
-    right = (logits.argmax(-1) == labels).to(logits.dtype)
-    chosen = [(number == point).to(logits.dtype) for point in range(1, points + 1)]
-    return torch.stack([(right * each).sum(1) / each.sum(1) for each in chosen], 1).detach()
+    return torch.stack([accuracy(logits, labels, number == point) for point in range(1, points + 1)], 1).detach()
