@@ -182,7 +182,7 @@ def test_a_finished_run_that_goes_on_keeps_its_results_until_there_are_new_ones(
     from fsl_cli.results import tables
     from fsl_cli.training import Training
 
-    folder = small("run", "algo=mann", "train.iterations=4")
+    folder = small("run", "algo=mann", "eval.checkpoint=last", "train.iterations=4")
     kept = ("results.json", "episodes.npz", "curves.png")
     before = [(folder / name).read_bytes() for name in kept]
     step = Training.step
@@ -193,7 +193,7 @@ def test_a_finished_run_that_goes_on_keeps_its_results_until_there_are_new_ones(
         step(self)
 
     monkeypatch.setattr(Training, "step", interrupted)
-    words = merged(("algo=mann", "train.iterations=8", f"hydra.run.dir={folder}", "resume=auto"))
+    words = merged(("algo=mann", "eval.checkpoint=last", "train.iterations=8", f"hydra.run.dir={folder}", "resume=auto"))
     assert fsl("train", *words).code != 0
     assert [(folder / name).read_bytes() for name in kept] == before
     assert tables.row(folder, "run")["state"].startswith("interrupted")  # what is there is not the result of the run
@@ -201,7 +201,7 @@ def test_a_finished_run_that_goes_on_keeps_its_results_until_there_are_new_ones(
     monkeypatch.setattr(Training, "step", step)
     assert fsl("train", *words).code == 0
     assert [(folder / name).read_bytes() for name in kept] != before
-    same_run(folder, small("whole", "algo=mann", "train.iterations=8"))
+    same_run(folder, small("whole", "algo=mann", "eval.checkpoint=last", "train.iterations=8"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of luck"), FslError("no data"), KeyboardInterrupt()], ids=repr)
