@@ -159,7 +159,7 @@ def all_keys(config: DictConfig, prefix: str = "") -> list[str]:
     """Dotted names of everything a user may set in a configuration."""
     keys: list[str] = []
     for name in map(str, config):
-        if prefix and name in RESERVED and not prefix.startswith("train."):
+        if name in RESERVED and prefix.split(".")[0] in GROUPS:
             continue
         node = config._get_node(name)
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):

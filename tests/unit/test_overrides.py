@@ -112,6 +112,7 @@ def test_valid_words(word):
         ("algo.inner_step=3", "algo.inner_step=3: there is no such key (did you mean algo.inner_steps?"),
         ("task.wys=3", "task.wys=3: there is no such key (did you mean task.ways?"),
         ("train.optimizer.lrr=3", "train.optimizer.lrr=3: there is no such key (did you mean train.optimizer.lr?"),
+        ("wandb.nam=x", "wandb.nam=x: there is no such key (did you mean wandb.name?"),
         ("wandb.projct=x", "wandb.projct=x: there is no such key (did you mean wandb.project?"),
         ("hardware.devise=cpu", "hardware.devise=cpu: there is no such key (did you mean hardware.device?"),
         ("iterations=3", "iterations=3: there is no such key"),
@@ -237,9 +238,17 @@ def test_output_folder_is_where_hydra_writes(tmp_path, monkeypatch):
     assert run_folder(Composer("eval").compose(["run=x"])).parent == tmp_path / "outputs" / "eval"
 
 
+def test_a_key_whose_default_is_null_is_known_beside_an_unknown_one():
+    config = composed()
+    unset = [key for key in overrides.all_keys(OmegaConf.create(config)) if OmegaConf.select(OmegaConf.create(config), key) is None]
+    assert {"wandb.name", "wandb.project", "wandb.tags", "train.patience", "hardware.threads"} <= set(unset)
+    (line,) = problems("nonsense=1", *(f"{key}=1" for key in unset))
+    assert line.startswith("nonsense=1: there is no such key")
+
+
 def test_all_keys_names_what_may_be_set():
     keys = overrides.all_keys(OmegaConf.create(composed()))
-    assert {"seed", "task.ways", "train.optimizer.lr", "algo.inner_lr", "wandb.tags", "train.optimizer._target_"} <= set(keys)
+    assert {"seed", "task.ways", "train.optimizer.lr", "algo.inner_lr", "wandb.name", "train.optimizer._target_"} <= set(keys)
     assert not {"algo._target_", "algo.name", "backbone.name"} & set(keys)
 
 
