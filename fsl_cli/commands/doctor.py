@@ -86,7 +86,7 @@ def _contents(path: Path) -> str:
 
 
 def _wandb() -> tuple[str, str]:
-    from fsl_cli.results.tracking import has_api_key, resolve_mode
+    from fsl_cli.results.wandb_environment import has_api_key, resolve_mode
 
     key = "an API key is configured" if has_api_key() else "no API key (wandb login)"
     return "W&B", f"{key}; wandb.mode=auto means {resolve_mode('auto')}"

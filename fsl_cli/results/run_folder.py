@@ -66,6 +66,11 @@ class RunFolder:
             self.check_free()
             raise unwritable(self.path, error) from error
 
+    def release(self) -> None:
+        """Undo `claim`, and remove what says which run is here."""
+        for path in (self.config, self.env, self.status, self.log):
+            path.unlink(missing_ok=True)
+
     def log_handler(self) -> logging.Handler:
         """What appends to ``run.log``."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -122,6 +127,9 @@ class SilentRunFolder(RunFolder):
         """Do nothing."""
 
     def claim(self) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
         """Do nothing."""
 
     def log_handler(self) -> logging.Handler:

@@ -17,7 +17,7 @@ from fsl_cli.errors import FslError
 from fsl_cli.evaluation import evaluate
 from fsl_cli.results import checkpoint
 from fsl_cli.results.results import Results
-from fsl_cli.results.tracking import JsonLines, Trackers, WandbRun, resolve_mode
+from fsl_cli.results.tracking import JsonLines, Trackers, read_metrics
 from fsl_cli.run import lines
 from fsl_cli.run.episode_picture import draw_validation_episode
 from fsl_cli.run.lifecycle import Life
@@ -25,6 +25,7 @@ from fsl_cli.run.meta_test import meta_test
 from fsl_cli.run.parts import assemble, build_optimizer
 from fsl_cli.run.plan import Job
 from fsl_cli.run.resuming import resume_point
+from fsl_cli.run.wandb_of_job import start_wandb
 from fsl_cli.settings.saved import completed
 from fsl_cli.show import console
 from fsl_cli.statistics.intervals import t_interval
@@ -82,37 +83,29 @@ class Experiment:
         """Take the folder and start the trackers, which ``stack`` closes."""
         # resume=auto begins anew where an earlier run has ended before its first checkpoint
         claim = self.start is None and self.settings.resume != "auto"
+        new = not self.folder.config.exists()
         self.life.details["iteration"] = self.training.progress.iteration
         self.life.begin(self.config, self.parts.hardware.device, self.job.command, claim=claim)
         if self.folder.silent:
             return Trackers()
+        try:
+            wandb = start_wandb(self.job, self.folder, self.wandb_id)
+        except FslError:
+            if new:  # nothing of a run is in the folder: the next try may have it
+                self.life.give_back()
+            raise
+        if wandb:
+            self.life.at_end.append(wandb.finish)
         if self.start is not None:
             self._copy_history(self.start)
         history = JsonLines(self.folder.metrics, upto=self.training.progress.iteration)
-        stack.callback(history.finish, 0)
-        wandb = self._wandb_run()
+        stack.callback(history.finish)
         if wandb:
-            stack.push(lambda kind, error, trace: wandb.finish(0 if kind is None else 1))
+            wandb.replay(read_metrics(self.folder.metrics))
         trackers = Trackers(history, wandb)
         self.wandb_id = trackers.wandb_id
         self._header(trackers)
         return trackers
-
-    def _wandb_run(self) -> WandbRun | None:
-        chosen = self.settings.wandb
-        if resolve_mode(chosen.mode) == "disabled":
-            return None
-        return WandbRun(
-            self.folder.path,
-            self.config,
-            mode=chosen.mode,
-            project=chosen.project,
-            entity=chosen.entity,
-            group=chosen.group or (self.job.sweep.name if self.job.sweep else None),
-            name=chosen.name or f"{lines.title(self.settings)} seed {self.settings.seed}",
-            tags=chosen.tags,
-            run_id=self.wandb_id,
-        )
 
     def _header(self, trackers: Trackers) -> None:
         console.say(lines.header(self.settings, self.parts), style="bold")

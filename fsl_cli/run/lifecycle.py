@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ class Life:
     Attributes:
         details: what the status is going to say, for example the iteration; the run keeps it up to date.
         begun: whether the run has its folder; before, nothing has been written.
+        at_end: called with the exit code, 0 or 1, when the end of the run has been recorded, as they may take long.
     """
 
     def __init__(self, folder: RunFolder, identity: Mapping[str, Any]) -> None:
@@ -41,6 +42,7 @@ class Life:
         self._handler: logging.Handler | None = None
         self._finished: dict[Path, bytes] = {}
         self.begun = False
+        self.at_end: list[Callable[[int], None]] = []
 
     def begin(self, config: Mapping[str, Any], device: torch.device, command: str, *, claim: bool = True) -> None:
         """Take the folder and write what the run is: configuration, environment, status, log.
@@ -64,6 +66,12 @@ class Life:
         self.status("running")
         self._handler = self.folder.log_handler()
         console.start_log(self._handler)
+
+    def give_back(self) -> None:
+        """Undo `begin`: the folder is free again, as if the run had never begun."""
+        self.close()
+        self._handler, self.begun = None, False
+        self.folder.release()
 
     def status(self, state: str, **details: Any) -> None:
         """Write ``status.json``; ``details`` stay in it."""
@@ -122,9 +130,13 @@ class Life:
         return UnexpectedError(f"{type(error).__name__}: {first_line(error)} (traceback: {self.folder.log})")
 
     def close(self) -> None:
-        """Close the log."""
-        if self._handler is not None:
-            console.stop_log(self._handler)
+        """Do what is left for the end, and close the log."""
+        try:
+            for call in self.at_end:
+                call(min(int(self.details.get("exit_code", 0)), 1))
+        finally:
+            if self._handler is not None:
+                console.stop_log(self._handler)
 
 
 def _files_of_finished(folder: RunFolder) -> dict[Path, bytes]:

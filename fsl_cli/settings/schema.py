@@ -86,11 +86,11 @@ class WandbSettings(Section):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
-    project: str
+    project: str | None
     entity: str | None
     group: str | None
     name: str | None
-    tags: list[str]
+    tags: list[str] | None
 
 
 def _known_resume(value: Literal[False] | str) -> Literal[False] | str:

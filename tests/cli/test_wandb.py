@@ -25,8 +25,8 @@ def test_the_offline_file_says_what_the_folder_says(small):
     assert run.summary["test/accuracy_n"] == accuracy["n"]
     assert (run.project, run.group, run.exit_code) == ("mine", "ours", 0)
     assert run.name == "maml glyphs 5w1s seed 0"
-    assert run.config["algo"]["inner_lr"] == 0.4
-    assert run.config["task"] == {"ways": 5, "shots": 1, "queries": 2}
+    assert (run.config["algo"], run.config["algo.inner_lr"]) == ("maml", 0.4)
+    assert (run.config["dataset"], run.config["task.ways"], run.config["wandb.project"]) == ("glyphs", 5, "mine")
     assert [name.split("-")[0] for name in run.artifacts].count("checkpoint") == 1
     (picture,) = [row["val/episode.path"] for row in logged if "val/episode.path" in row]
     assert (path.parent / "files" / picture).read_bytes().startswith(b"\x89PNG")

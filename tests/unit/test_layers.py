@@ -149,7 +149,7 @@ def of(*names: str) -> set[str]:
 
 def test_each_library_is_imported_by_few_modules():
     assert len(SOURCES) > 80
-    assert users("wandb") <= of("results.tracking", "commands.doctor")
+    assert users("wandb") <= of("results.wandb_run", "results.wandb_environment", "commands.doctor")
     assert users("rich") == of("show.console")
     assert users("hydra") <= of("settings.overrides", "settings.compose", "settings.saved")
     assert users("omegaconf") <= users("hydra") | of("settings.resolve", "settings.plain_yaml", "run.plan", "run.train")

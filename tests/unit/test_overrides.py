@@ -240,7 +240,9 @@ def test_output_folder_is_where_hydra_writes(tmp_path, monkeypatch):
 
 def test_a_key_whose_default_is_null_is_known_beside_an_unknown_one():
     config = composed()
-    unset = [key for key in overrides.all_keys(OmegaConf.create(config)) if OmegaConf.select(OmegaConf.create(config), key) is None]
+    unset = [
+        key for key in overrides.all_keys(OmegaConf.create(config)) if OmegaConf.select(OmegaConf.create(config), key) is None
+    ]
     assert {"wandb.name", "wandb.project", "wandb.tags", "train.patience", "hardware.threads"} <= set(unset)
     (line,) = problems("nonsense=1", *(f"{key}=1" for key in unset))
     assert line.startswith("nonsense=1: there is no such key")

@@ -23,6 +23,7 @@ from fsl_cli.datasets.dataset import ImageClasses
 from fsl_cli.episodes import Task
 from fsl_cli.errors import FslError
 from fsl_cli.results.tracking import JsonLines, read_metrics
+from fsl_cli.results.wandb_run import flat
 from fsl_cli.run import experiment
 from fsl_cli.run.lifecycle import lifecycle
 from fsl_cli.run.parts import Parts
@@ -36,7 +37,7 @@ def logged(path: Path, *rows: tuple[int, dict[str, float]], upto: int = 0) -> No
     lines = JsonLines(path, upto)
     for iteration, values in rows:
         lines.log(iteration, values)
-    lines.finish(0)
+    lines.finish()
 
 
 def test_a_line_is_one_json_object(tmp_path):
@@ -51,7 +52,7 @@ def test_a_line_is_written_at_once(tmp_path):
     lines = JsonLines(path, 0)
     lines.log(1, {"a": 0.1})
     assert read_metrics(path) == [{"iteration": 1, "a": 0.1}]
-    lines.finish(0)
+    lines.finish()
 
 
 def test_what_is_not_finite_is_null(tmp_path):
@@ -192,7 +193,7 @@ def test_summary_has_the_test_accuracy_and_its_interval(first):
 
 def test_configuration_group_name_and_end(first):
     _, config, _, run = first
-    assert {key: value for key, value in run.config.items() if key != "_wandb"} == config
+    assert {key: value for key, value in run.config.items() if key != "_wandb"} == flat(config)
     assert (run.project, run.group, run.tags) == ("mine", "sweep of two", ["one", "two"])
     assert run.name == "protonet glyphs 3w1s seed 0"
     assert run.exit_code == 0

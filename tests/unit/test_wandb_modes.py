@@ -11,8 +11,8 @@ import pytest
 from wandb_file import find_wandb, read_wandb
 
 from fsl_cli.errors import FslError
-from fsl_cli.results import tracking
-from fsl_cli.results.tracking import WandbRun
+from fsl_cli.results import wandb_environment
+from fsl_cli.results.wandb_run import WandbRun
 
 
 def start(folder: Path, mode: str, **options: Any) -> WandbRun:
@@ -113,15 +113,15 @@ def test_a_key_in_the_netrc_file_is_found_where_wandb_finds_it(no_key, monkeypat
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert wandb_finds_a_key() is expected
-    assert tracking.has_api_key() is expected
-    assert tracking.resolve_mode("auto") == ("online" if expected else "offline")
+    assert wandb_environment.has_api_key() is expected
+    assert wandb_environment.resolve_mode("auto") == ("online" if expected else "offline")
 
 
 def test_a_key_in_the_settings_is_found(no_key, monkeypatch):
     import wandb
 
     monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=wandb.Settings(api_key=KEY)))
-    assert tracking.has_api_key()
+    assert wandb_environment.has_api_key()
 
 
 def test_wandb_has_the_settings_that_are_asked_for():
@@ -134,22 +134,22 @@ def test_wandb_has_the_settings_that_are_asked_for():
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"])
 def test_a_key_in_the_environment_is_found(no_key, monkeypatch, name):
-    assert not tracking.has_api_key()
+    assert not wandb_environment.has_api_key()
     monkeypatch.setenv(name, KEY)
-    assert tracking.has_api_key()
-    assert tracking.resolve_mode("auto") == "online"
+    assert wandb_environment.has_api_key()
+    assert wandb_environment.resolve_mode("auto") == "online"
 
 
 @pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
 def test_an_explicit_mode_is_used(no_key, monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", "disabled" if mode == "online" else "online")
-    assert tracking.resolve_mode(mode) == mode
+    assert wandb_environment.resolve_mode(mode) == mode
 
 
 @pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
 def test_auto_follows_wandb_mode(no_key, monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert tracking.resolve_mode("auto") == mode
+    assert wandb_environment.resolve_mode("auto") == mode
     monkeypatch.setenv("WANDB_MODE", "nonsense")
-    assert tracking.resolve_mode("auto") == "online"
+    assert wandb_environment.resolve_mode("auto") == "online"
