@@ -10,6 +10,7 @@ paper finds worse: its logits lie between -2 and 0, so set ``scale`` to about 10
 
 Batch normalisation: while training by the images of the episode, as in the authors' code. In tests ``inductive``
 normalises by the running averages of training (``model.eval()`` there), ``transductive`` by the images of the episode.
+``normalize_separately`` normalises support and queries as two sets, as the prototypical networks in the code of IMP do.
 
 Deviations from the paper: training uses the 4,112 classes of the training split, while the paper's final models also use
 the 688 of validation. Unless an experiment file sets the paper's values, the network is conv4 with strides and a mean over
@@ -46,6 +47,7 @@ class ProtoNet(EmbeddingLearner):
         distance: ``sqeuclidean`` or ``cosine``, see the module's docstring.
         scale: factor of the logits, > 0.
         train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        normalize_separately: in batch normalisation by the episode, normalise support and query images apart from each other.
         options: see `EmbeddingOptions`.
     """
 
@@ -56,9 +58,10 @@ class ProtoNet(EmbeddingLearner):
         distance: Distance = "sqeuclidean",
         scale: Annotated[float, Gt(0)] = 1.0,
         train_ways: Annotated[int, Ge(2)] | None = 60,
+        normalize_separately: bool = False,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
-        super().__init__(backbone, train_ways, **options)
+        super().__init__(backbone, train_ways, normalize_separately=normalize_separately, **options)
         self.distance, self.scale = distance, scale
 
     def classify(self, episodes: Episodes) -> Tensor:

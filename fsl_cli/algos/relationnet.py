@@ -23,10 +23,10 @@ normalize_separately=true task.queries=1``, as in the experiments.
 ``train.clip_grad_norm`` clips the gradients of the embedding and of g separately, as that code does.
 
 Deviations from the paper: by default tests are inductive, and the images of an episode are normalised together; the backbone is
-the configured one (the paper's pools twice, so that Omniglot's maps are 5x5; conv4's are 2x2); episodes may have
-``train_ways`` classes, where the paper trains with the ways of the test; weights start as in PyTorch; schedules are shorter.
-The authors' code draws its 1,200 training classes at random and keeps the network that is best on the test classes; here the
-split is that of Vinyals et al. (2016) and the validation split decides.
+the configured one, whose maps of Omniglot are 2x2 (``backbone.downsample=max_pool_twice`` is the paper's, with maps of 5x5);
+episodes may have ``train_ways`` classes, where the paper trains with the ways of the test; weights start as in PyTorch;
+schedules are shorter. The authors' code draws its 1,200 training classes at random and keeps the network that is best on the
+test classes; here the split is that of Vinyals et al. (2016) and the validation split decides.
 
 Logged: ``loss`` (mean squared error) and ``accuracy`` on the queries of the training episodes, which have ``train_ways``
 ways; ``relation_same`` and ``relation_different``, the mean score of a query with its class and with the others.

@@ -1,13 +1,15 @@
 """Conv4: four blocks of 3x3 convolution, batch normalisation and ReLU, the network of most few-shot papers.
 
 ``downsample=stride``: convolutions with stride 2, Xavier initialisation; ``downsample=max_pool``: stride 1 and 2x2
-max-pooling, PyTorch's initialisation. ``pool`` makes features of the last maps: their ``mean`` over positions, or all of their
-values, one after the other (``flatten``). On 28x28 images the last maps are 2x2 with strides and 1x1 with max-pooling.
+max-pooling, PyTorch's initialisation; ``downsample=max_pool_twice``: the same, with max-pooling in the first two blocks only,
+whose convolutions are not padded. ``pool`` makes features of the last maps: their ``mean`` over positions, or all of their
+values, one after the other (``flatten``). On 28x28 images the last maps are 2x2 with strides, 1x1 with ``max_pool`` and 5x5
+with ``max_pool_twice``.
 
 With strides and the mean, the default, it is the network of MAML's Omniglot code (Finn et al. 2017, section 5.2); with strides
 and ``flatten`` that of the code of Reptile (Nichol et al. 2018) and iMAML (Rajeswaran et al. 2019), 256 features; with
 max-pooling that of Vinyals et al. 2016 and ProtoNet (Snell et al. 2017), 64 features; with a ``negative_slope`` of 0.01 as
-well, that of MAML++ (Antoniou et al. 2019).
+well, that of MAML++ (Antoniou et al. 2019); with two max-poolings the embedding of RelationNet (Sung et al. 2018).
 
 Convolutions are padded on all sides; TensorFlow, in MAML's and Reptile's code, pads images of even size on the right and at
 the bottom only, which moves the windows by one pixel.
@@ -26,6 +28,9 @@ from torch import nn
 from fsl_cli.backbones.batch_norm import BatchNorm
 from fsl_cli.errors import FslError
 
+Downsample = Literal["stride", "max_pool", "max_pool_twice"]
+_LEAST: dict[Downsample, int] = {"stride": 1, "max_pool": 16, "max_pool_twice": 10}  # pixels that leave a map
+
 
 class Conv4(nn.Sequential):
     """Maps images ``[B, C, H, W]`` to features: ``[B, filters]`` by the mean, else ``[B, filters * h * w]`` for maps of h x w.
@@ -40,7 +45,7 @@ class Conv4(nn.Sequential):
         negative_slope: of the ReLUs for negative inputs, >= 0, less than 1.
 
     Raises:
-        FslError: the image is smaller than 16 pixels and ``downsample`` is ``max_pool``.
+        FslError: the image is smaller than 16 pixels with ``max_pool``, or than 10 with ``max_pool_twice``.
     """
 
     def __init__(
@@ -48,19 +53,21 @@ class Conv4(nn.Sequential):
         image_shape: tuple[int, int, int],
         *,
         filters: Annotated[int, Ge(1)] = 64,
-        downsample: Literal["stride", "max_pool"] = "stride",
+        downsample: Downsample = "stride",
         pool: Literal["mean", "flatten"] | None = None,
         negative_slope: Annotated[float, Ge(0), Lt(1)] = 0.0,
     ) -> None:
         channels, height, width = image_shape
-        if downsample == "max_pool" and min(height, width) < 16:
+        least = _LEAST[downsample]
+        if min(height, width) < least:
+            times = "two" if downsample == "max_pool_twice" else "four"
             raise FslError(
-                f"{height}x{width} images are too small for max_pool, which halves them four times",
+                f"{height}x{width} images are too small for {downsample}, which halves them {times} times",
                 where="backbone.downsample",
-                hint="use images of at least 16x16, or downsample=stride",
+                hint=f"use images of at least {least}x{least}, or downsample=stride",
             )
         inputs = [channels, filters, filters, filters]
-        blocks = nn.Sequential(*(_block(each, filters, downsample, negative_slope) for each in inputs))
+        blocks = nn.Sequential(*(_block(n, each, filters, downsample, negative_slope) for n, each in enumerate(inputs)))
         mean = pool == "mean" or (pool is None and downsample == "stride")
         layers = {"blocks": blocks, "pool": nn.AdaptiveAvgPool2d(1) if mean else nn.Identity(), "flatten": nn.Flatten()}
         super().__init__(OrderedDict(layers))
@@ -72,8 +79,10 @@ class Conv4(nn.Sequential):
                         nn.init.zeros_(layer.bias)
 
 
-def _block(inputs: int, filters: int, downsample: str, negative_slope: float) -> nn.Sequential:
-    stride = 2 if downsample == "stride" else 1
+def _block(number: int, inputs: int, filters: int, downsample: Downsample, negative_slope: float) -> nn.Sequential:
+    twice = downsample == "max_pool_twice"
+    pools = number < 2 if twice else downsample == "max_pool"
+    padding = 0 if twice and pools else 1
     relu = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
-    layers = [nn.Conv2d(inputs, filters, 3, stride=stride, padding=1), BatchNorm(filters), relu]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if downsample == "max_pool" else []))
+    convolution = nn.Conv2d(inputs, filters, 3, stride=2 if downsample == "stride" else 1, padding=padding)
+    return nn.Sequential(convolution, BatchNorm(filters), relu, *([nn.MaxPool2d(2)] if pools else []))

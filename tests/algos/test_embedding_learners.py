@@ -13,6 +13,7 @@ from torch import nn
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner
 from fsl_cli.algos.imp import IMP
 from fsl_cli.algos.matchingnet import MatchingNet
+from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.algos.relationnet import RelationNet
 from fsl_cli.algos.siamese import Siamese
 from fsl_cli.backbones.batch_norm import statistics_from
@@ -33,7 +34,8 @@ METHODS: dict[str, Make] = {
     "siamese": lambda net, width, shape, **options: Siamese(net, width, **options),
     "imp": lambda net, width, shape, **options: IMP(net, **options),
 }
-EVERY = pytest.mark.parametrize("name", METHODS)
+EVERY = pytest.mark.parametrize("name", list(METHODS))
+METHODS["protonet"] = lambda net, width, shape, **options: ProtoNet(net, **options)  # has a file of its own
 
 
 def tiny(name: str, **options) -> EmbeddingLearner:
@@ -82,7 +84,7 @@ def test_logits_of_training_are_the_transductive_predictions(name):
     torch.testing.assert_close(algorithm.loss(episodes).outputs, transductive.predict(episodes), **EXACT)
 
 
-@pytest.mark.parametrize("name", ["relationnet", "imp"])
+@pytest.mark.parametrize("name", ["relationnet", "imp", "protonet"])
 def test_support_and_queries_can_be_normalised_separately(name):
     """In training and in transductive tests, as if each were a batch of its own."""
     episodes, options = random_episodes(shots=2), {"batch_norm": "transductive"}

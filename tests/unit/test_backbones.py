@@ -16,6 +16,7 @@ from torch import nn
 from fsl_cli.algos.maml import MAML
 from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.conv4 import Conv4
+from fsl_cli.backbones.feature_maps import FeatureMaps
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.backbones.r2d2net import R2D2Net
 from fsl_cli.backbones.resnet12 import ResNet12, squares
@@ -56,6 +57,24 @@ def copy_into(target: nn.Module, source: nn.Module) -> None:
 
 
 # --- conv4
+
+
+def test_conv4_pooled_twice_is_relationnets_embedding():
+    theirs = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=0), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 8, 3, padding=0), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+    )
+    randomise_batch_norm(theirs)
+    mine, x = Conv4((1, 28, 28), filters=8, downsample="max_pool_twice"), images(5, 1, 28, 28)
+    copy_into(mine, theirs)
+    assert theirs(x).shape == (5, 8, 5, 5)
+    torch.testing.assert_close(mine(x), theirs(x).flatten(1), rtol=1e-5, atol=1e-5)
+    assert FeatureMaps(mine, (1, 28, 28)).shape == (8, 5, 5)
+    Conv4((1, 10, 10), downsample="max_pool_twice")(images(2, 1, 10, 10))
+    with pytest.raises(FslError, match="9x10 images are too small for max_pool_twice, which halves them two times"):
+        Conv4((1, 9, 10), downsample="max_pool_twice")
 
 
 def plain_conv4(channels: int, filters: int, stride: bool, slope: float = 0.0) -> nn.Sequential:

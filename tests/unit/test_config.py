@@ -112,8 +112,9 @@ def test_an_experiment_whose_queries_help_each_other_says_how_many_there_are():
 
 
 def test_an_experiment_has_the_network_of_its_papers_code():
-    """The number of features: 64 where the last maps are averaged or 1x1, 256 where they are 2x2 and flattened."""
+    """The number of features: 64 where the last maps are averaged or 1x1, 256 of 2x2, 1,600 of 5x5."""
     widths = {"maml": 64, "fomaml": 64, "mamlpp": 64, "protonet": 64, "reptile": 256, "imaml": 256, "r2d2": 3584}
+    widths |= {"imp": 64, "relationnet": 1600}
     for algo, width in widths.items():
         for task in ("5w1s", "5w5s", "20w1s", "20w5s"):
             values = composed(f"experiment={algo}_omniglot_{task}")
