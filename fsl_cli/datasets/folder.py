@@ -54,12 +54,12 @@ class Folder(ImageClasses):
 
     def __init__(
         self,
-        root: str,
+        root: Path,
         cache_dir: Path,
         *,
-        csv: str | None = None,
+        csv: Path | None = None,
         split_by: SplitBy | None = None,
-        split_file: str | None = None,
+        split_file: Path | None = None,
         fractions: Annotated[list[Annotated[float, Gt(0), Lt(1)]], Len(3, 3)] = [0.6, 0.2, 0.2],  # noqa: B006
         split_seed: Annotated[int, Ge(0)] = 0,
         size: Annotated[int, Ge(8)] = 84,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,48 +64,53 @@ def _with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {**saved, **{name: {**found[name], **node} for name, node in given.items() if isinstance(node, Mapping)}}
 
 
-def _named_folders(config: Mapping[str, Any]) -> list[str]:
-    """The options whose values are files or folders, such as ``dataset.root``."""
+def _named_files(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that name files or folders, such as ``dataset.root``, with their values."""
     classes = {section: _class_of(config, section) for section in BUILT}
-    return [
-        f"{section}.{name}"
+    return {
+        f"{section}.{name}": config[section][name]
         for section, cls in classes.items()
         if cls
         for name, (hint, _) in arguments_of(cls).items()
         if name in config[section] and _is_path(hint)
-    ]
+    }
 
 
 def _is_path(hint: Any) -> bool:
     return hint is Path or any(_is_path(each) for each in typing.get_args(hint))
 
 
-def _opened(saved: Mapping[str, Any]) -> tuple[DictConfig, list[str]]:
-    """A saved configuration to be changed, in which ``${...}`` is text, and its options that name folders.
-
-    The values of these options, and the folders of data and of caches, are the caller's own, whatever the saved
-    configuration says: it may come from another machine, or from somebody who has put other images there.
-    """
+def _opened(saved: Mapping[str, Any]) -> DictConfig:
+    """A saved configuration to be changed, in which ``${...}`` is text and the two folders are the caller's."""
     plain = _with_defaults(completed(saved)) | {key: os.environ.get(variable) or None for key, variable in FOLDERS.items()}
-    folders = _named_folders(plain)
-    for key in folders:
-        section, _, name = key.partition(".")
-        plain[section] = {key: value for key, value in plain[section].items() if key != name}
     try:
-        return OmegaConf.create(plain_yaml.escaped(plain)), folders
+        return OmegaConf.create(plain_yaml.escaped(plain))
     except OmegaConfBaseException as error:
         raise FslError(f"is not the configuration of a run: {first_line(error)}", where="config.yaml") from error
 
 
+def _not_given(files: Mapping[str, Any], given: Collection[str]) -> list[FslError]:
+    """Files and folders of a saved configuration that the caller has not named; those of another data set do not matter."""
+    return [
+        FslError(
+            f"is missing: a test takes no folders from a saved run, where it was {value}", where=key, hint=f"add {key}=..."
+        )
+        for key, value in files.items()
+        if value is not None and not {key, key.partition(".")[0]} & set(given)
+    ]
+
+
 def changed(saved: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
-    """A saved configuration with overrides on top. Its folders are not used, see `_opened`.
+    """A saved configuration with overrides on top.
+
+    Its files and folders are not used: it may come from another machine, or from somebody who has put other images there.
 
     Raises:
-        Problems: overrides of keys that do not exist or that only matter in training.
+        Problems: overrides of keys that do not exist or that only matter in training, files and folders that are not given.
     """
-    config, folders = _opened(saved)
-    keys = folders + [key for key in overrides.all_keys(config) if key.split(".")[0] in SECTIONS]
-    problems = []
+    config = _opened(saved)
+    keys = [key for key in overrides.all_keys(config) if key.split(".")[0] in SECTIONS]
+    problems = _not_given(_named_files(saved), {each.key_or_group for each in parsed})
     for each in sorted(parsed, key=lambda each: each.key_or_group not in SWAPPABLE):  # groups first, then their keys
         key, place = each.key_or_group, each.input_line or each.key_or_group
         if each.is_sweep_override():
@@ -113,7 +118,8 @@ def changed(saved: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, A
         elif key in SWAPPABLE:
             problems += overrides.group_problems([each])
             if not problems:
-                config[key] = plain_yaml.escaped(resolve(without_hydra(Composer("train").compose([place])))[key])
+                with_options = [place, *(str(other.input_line) for other in parsed if other.key_or_group.startswith(f"{key}."))]
+                config[key] = plain_yaml.escaped(resolve(without_hydra(Composer("train").compose(with_options)))[key])
                 keys += [name for name in overrides.all_keys(config) if name.startswith(f"{key}.")]
         elif key in ("algo", "backbone", "experiment"):
             problems.append(FslError("a trained model cannot change it", where=place, hint="override its options"))

@@ -37,7 +37,11 @@ def test_it_trains_and_is_evaluated_again(fsl, photos: Path, tmp_path: Path):
     assert "Klasse ä3/5.jpg: not a picture" in done.err
     assert "training with 4 ways instead of 60: the training split has no more classes" in done.err
     trained = results(tmp_path / "run")
-    assert fsl("eval", f"run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'again'}").code == 0
+    again = ("eval", f"run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'again'}")
+    refused = fsl(*again)
+    said = "dataset.root: is missing: a test takes no folders from a saved run, where it was my photos (add dataset.root=...)"
+    assert (refused.code, refused.err) == (2, f"error: {said}\n")
+    assert fsl(*again, "dataset.root=my photos").code == 0
     assert results(tmp_path / "again")["accuracy"] == trained["accuracy"]
     assert results(tmp_path / "again")["episodes_digest"] == trained["episodes_digest"]
 

@@ -121,15 +121,21 @@ def test_folders_of_a_data_set_are_the_readers_own_too(small, fsl, tmp_path, mon
     conf = tmp_path / "plugged" / "conf" / "dataset"
     conf.mkdir(parents=True)
     (tmp_path / "plugged" / "placed_data.py").write_text(PLUG_IN)
-    (conf / "placed.yaml").write_text("name: placed\n_target_: placed_data.Placed\nroot: mine\nother: theirs\n")
+    (conf / "placed.yaml").write_text("name: placed\n_target_: placed_data.Placed\nroot: ???\nother: theirs\n")
     monkeypatch.setenv("FSL_PLUGINS", str(tmp_path / "plugged"))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    run = small("run", "dataset=placed")
+    run = small("run", "dataset=placed", "dataset.root=mine")
     refused = fsl("eval", f"run={run}")
-    assert (refused.code, refused.err) == (2, "error: dataset.root: is missing\n")
-    outcome = fsl("eval", f"run={run}", "dataset.root=own", f"hydra.run.dir={tmp_path / 'again'}")
+    assert refused.code == 2
+    for key, value in (("root", "mine"), ("other", "theirs")):
+        assert (
+            f"error: dataset.{key}: is missing: a test takes no folders from a saved run, where it was {value}" in refused.err
+        )
+    outcome = fsl("eval", f"run={run}", "dataset.root=own", "dataset.other=null", f"hydra.run.dir={tmp_path / 'again'}")
     assert outcome.code == 0, outcome.err
     assert "root own other None" in outcome.out
+    swapped = ("dataset=placed", "dataset.root=other", f"hydra.run.dir={tmp_path / 'swapped'}")
+    assert "root other other theirs" in fsl("eval", f"run={small('glyphs')}", *swapped).out  # the reader's own conf says theirs
     monkeypatch.delenv("FSL_PLUGINS")
     refused = fsl("eval", f"run={run}", "dataset.root=own")
     assert refused.code == 2
