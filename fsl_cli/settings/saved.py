@@ -31,9 +31,9 @@ FOLDERS = {"data_dir": "FSL_DATA_DIR", "cache_dir": "FSL_CACHE_DIR"}
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved configuration with the options that its version did not have, at their defaults: it was run with these.
 
-    Sections that are missing or name a class that may not be built stay as they are.
+    Sections of a class that are missing or name one that may not be built stay as they are.
     """
-    config = dict(saved)
+    config = _with_defaults(saved)
     for section in BUILT:
         cls = _class_of(config, section)
         if cls:
@@ -82,7 +82,7 @@ def _is_path(hint: Any) -> bool:
 
 def _opened(saved: Mapping[str, Any]) -> DictConfig:
     """A saved configuration to be changed, in which ``${...}`` is text and the two folders are the caller's."""
-    plain = _with_defaults(completed(saved)) | {key: os.environ.get(variable) or None for key, variable in FOLDERS.items()}
+    plain = completed(saved) | {key: os.environ.get(variable) or None for key, variable in FOLDERS.items()}
     try:
         return OmegaConf.create(plain_yaml.escaped(plain))
     except OmegaConfBaseException as error:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from command_line import results
+from command_line import merged, results
 
 
 def edited(run: Path, **sections: object) -> Path:
@@ -180,3 +181,17 @@ def without(run: Path, key: str) -> Path:
     del node[name]
     (run / "config.yaml").write_text(yaml.safe_dump(saved))
     return run
+
+
+def test_a_checkpoint_without_settings_of_a_later_version_goes_on(small, fsl):
+    run = small("run", "train.iterations=4")
+    payload = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    for section, name in (("hardware", "engine"), ("eval", "seed"), ("algo", "adapt"), ("backbone", "batch_norm")):
+        del payload["config"][section][name]
+    torch.save(payload, run / "checkpoints" / "last.pt")
+    words = merged((f"hydra.run.dir={run}", "resume=auto"))
+    refused = fsl("train", *words, "hardware.engine=loop", "algo.adapt=head")
+    assert refused.code == 2
+    assert "algo.adapt was all, now head; hardware.engine was auto, now loop" in refused.err
+    assert fsl("train", *words).code == 0
+    assert results(run) == results(small("whole"))
