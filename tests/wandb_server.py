@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +50,10 @@ class WandbServer:
         sent = [each["body"].get("variables", {}) for each in self.requests() if each["path"] == "/graphql"]
         found = next(json.loads(each["config"]) for each in sent if each.get("config"))
         return {key: each["value"] for key, each in found.items() if key != "_wandb"}
+
+    def stop(self) -> None:
+        """The server does not answer any more."""
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """The server vanishes."""
