@@ -47,7 +47,7 @@ class Bench:
 
     def hardware_for(self, task: Task) -> hardware.Hardware:
         """The hardware settings, with the number of tasks at once that `fsl train` would choose."""
-        pixels = task.ways * (task.shots + task.queries) * math.prod(self.train.image_shape)
+        pixels = task.ways * (task.shots + task.queries) * math.prod(self.train.example_shape)
         return replace(self.used, task_chunk=self.task_chunk or hardware.automatic_chunk(self.used.device, pixels))
 
     def compare(self, name: str, what: str, ours: Run, theirs: Run, **options: Any) -> Row:

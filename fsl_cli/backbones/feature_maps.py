@@ -46,7 +46,8 @@ def _seen(backbone: nn.Module, image_shape: tuple[int, int, int], layer: nn.Modu
     hook = layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
     try:
         with torch.no_grad():
-            backbone.eval()(torch.zeros(2, *image_shape, device=next(backbone.parameters()).device))
+            device = next((each.device for each in backbone.parameters()), None)
+            backbone.eval()(torch.zeros(2, *image_shape, device=device))
     finally:
         hook.remove()
         backbone.train(training)

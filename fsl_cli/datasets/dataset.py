@@ -1,4 +1,4 @@
-"""The data set interface, and the base class of data sets with classes of images."""
+"""The data set interface, and the base classes of data sets with classes."""
 
 from __future__ import annotations
 
@@ -45,29 +45,24 @@ class Dataset(Protocol):
         """Episodes of a split, a pure function of seed, split and index."""
 
 
-class ImageClasses(ABC):
-    """A data set of images grouped by class, from whose splits N-way K-shot episodes are drawn."""
+class ExampleClasses(ABC):
+    """A data set of examples grouped by class, from whose splits N-way K-shot episodes are drawn."""
 
     name: str
     problem_type: type[Problem] = Classification
 
     @abstractmethod
     def split(self, name: SplitName) -> ClassImages:
-        """The images of one split."""
+        """The examples of one split."""
 
     @abstractmethod
     def counts(self, name: SplitName) -> np.ndarray:
-        """int64 ``[classes]``, images per class of one split; does not read the images."""
+        """int64 ``[classes]``, examples per class of one split; does not read images."""
 
     @property
     @abstractmethod
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` of every image."""
-
-    @property
     def example_shape(self) -> tuple[int, ...]:
-        """``(C, H, W)`` of every image."""
-        return self.image_shape
+        """Shape of every example."""
 
     def problem(self, task: Task) -> Problem:
         """Classification into the ways of the task."""
@@ -86,5 +81,19 @@ class ImageClasses(ABC):
         return list(found.values())
 
     def sampler(self, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> EpisodeSampler:
-        """Episodes of a split, with the images on ``device``."""
+        """Episodes of a split, with the examples on ``device``."""
         return EpisodeSampler(self.split(split), split, task, seed, device)
+
+
+class ImageClasses(ExampleClasses):
+    """A data set of images grouped by class."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of every image."""
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)`` of every image."""
+        return self.image_shape

@@ -14,10 +14,11 @@ import numpy as np
 from annotated_types import Ge, Gt, Len, Lt
 
 from fsl_cli.datasets import picture_lists
+from fsl_cli.datasets.class_splits import SPLITS, split_by_file, split_by_fractions
 from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.image_files import readable
 from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
-from fsl_cli.datasets.picture_lists import SplitBy, Splits
+from fsl_cli.datasets.picture_lists import Splits
 from fsl_cli.datasets.pictures import Fit, Undecodable, picture
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
@@ -58,7 +59,7 @@ class Folder(ImageClasses):
         cache_dir: Path,
         *,
         csv: Path | None = None,
-        split_by: SplitBy | None = None,
+        split_by: Literal["folders", "fractions", "file"] | None = None,
         split_file: Path | None = None,
         fractions: Annotated[list[Annotated[float, Gt(0), Lt(1)]], Len(3, 3)] = [0.6, 0.2, 0.2],  # noqa: B006
         split_seed: Annotated[int, Ge(0)] = 0,
@@ -105,14 +106,14 @@ class Folder(ImageClasses):
         if split_by == "folders":
             if "all" in found:
                 raise FslError("has no splits train and test", where=where, hint="use dataset.split_by=fractions or file")
-            return {split: found.get(split, {}) for split in picture_lists.SPLITS}
+            return {split: found.get(split, {}) for split in SPLITS}
         if "all" not in found:
             raise FslError("is split already", where=where, hint=f"leave out dataset.split_by={split_by}")
         if split_by == "fractions":
-            return picture_lists.split_by_fractions(found["all"], self.fractions, self.split_seed)
+            return split_by_fractions(found["all"], self.fractions, self.split_seed)
         if self.split_file is None:
             raise FslError("is missing", where="dataset.split_file", hint="name a CSV file with the columns class and split")
-        return picture_lists.split_by_file(found["all"], self.split_file)
+        return split_by_file(found["all"], self.split_file)
 
     @cached_property
     def _key(self) -> str:

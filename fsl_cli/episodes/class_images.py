@@ -1,4 +1,4 @@
-"""One split of a data set: uint8 images grouped by class."""
+"""One split of a data set: examples grouped by class."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassImages:
-    """The images of one split, sorted by class.
+    """The images, or the feature vectors, of one split, sorted by class.
 
     Attributes:
-        images: uint8 ``[M, C, H, W]``; episodes scale pixel 255 to 1.0. May be memory-mapped.
+        images: uint8 ``[M, C, H, W]``, of which episodes scale pixel 255 to 1.0; or float32 ``[M, D]``. May be memory-mapped.
         counts: int64 ``[classes]``, images per class; ``counts.sum() == M``.
         names: one name per class, in the order of ``counts``.
     """
@@ -25,8 +25,9 @@ class ClassImages:
     names: Sequence[str]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images must be uint8 [M, C, H, W], got {self.images.dtype} {list(self.images.shape)}")
+        if (self.images.dtype, self.images.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
+            found = f"{self.images.dtype} {list(self.images.shape)}"
+            raise ValueError(f"images must be uint8 [M, C, H, W], or features float32 [M, D], got {found}")
         if len(self.counts) != len(self.names) or int(self.counts.sum()) != len(self.images):
             raise ValueError(f"{len(self.images)} images, {len(self.names)} names and {self.counts.sum()} counted images")
 
@@ -35,10 +36,9 @@ class ClassImages:
         return len(self.counts)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` of every image."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+    def example_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)`` of every image, or ``(D,)``."""
+        return tuple(self.images.shape[1:])
 
     @property
     def offsets(self) -> np.ndarray:

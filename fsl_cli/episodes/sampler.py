@@ -144,8 +144,13 @@ class EpisodeSampler:
         )
 
     def images(self, rows: Tensor) -> Tensor:
-        """Images of the split, float ``[B, C, H, W]`` in 0..1 on the sampler's device; ``rows`` int64 ``[B]`` on any device."""
-        return self._images.index_select(0, rows.to(self.device)).float().div_(255)
+        """Images of the split, float ``[B, C, H, W]`` in 0..1, or its features ``[B, D]``, on the sampler's device.
+
+        Args:
+            rows: int64 ``[B]`` on any device.
+        """
+        found = self._images.index_select(0, rows.to(self.device))
+        return found if found.is_floating_point() else found.float().div_(255)
 
     def labels(self, count: int) -> tuple[Tensor, Tensor]:
         """Labels of ``count`` episodes, the same in each: int64 ``[count, N*K]`` for support, ``[count, N*Q]`` for queries."""
@@ -158,7 +163,7 @@ class EpisodeSampler:
         Runs with the same digest were tested on the same episodes.
         """
         drawn = self.indices(0, count).images
-        digest = hashlib.sha256(f"{self.task} {self.source.image_shape}".encode())
+        digest = hashlib.sha256(f"{self.task} {self.source.example_shape}".encode())
         digest.update("\n".join(self.source.names).encode())
         digest.update(np.ascontiguousarray(drawn, dtype="<i8").tobytes())
         digest.update(self.source.images[torch.from_numpy(np.unique(drawn))].numpy().tobytes())

@@ -132,8 +132,12 @@ def build_optimizer(node: Mapping[str, Any], parameters: Sequence[nn.Parameter])
     """The optimizer that ``train.optimizer`` describes, after a trial step on copies of the parameters.
 
     Raises:
-        FslError: it refuses its options or these parameters, or needs more than their gradients to take a step.
+        FslError: there is nothing to learn, or it refuses its options or these parameters, or needs more than their
+            gradients to take a step.
     """
+    if not parameters:
+        hint = "use backbone=mlp; algo=nearest backbone=mlp compares examples as they are"
+        raise FslError("leaves the algorithm nothing to learn", where="backbone", hint=hint)
     copies = [nn.Parameter(torch.zeros_like(each)) for each in parameters]
     for each in copies:
         each.grad = torch.zeros_like(each)

@@ -33,7 +33,7 @@ from fsl_cli.training import Training
 NAMES = choices("algo")
 COUNT = 26
 CLASSES = striped_classes(classes=12, images=10, size=12)
-SHAPE = CLASSES.image_shape
+SHAPE = CLASSES.example_shape
 WAYS = 3
 # Besides the defaults: options that bring a state of their own, or take another way through the code.
 VARIANTS = [(name, "") for name in NAMES] + [

@@ -34,7 +34,7 @@ def composed(*words: str) -> dict[str, Any]:
     return command_line.composed(*words)
 
 
-WITHOUT_DEFAULT = {"dataset=folder": ("dataset.root=photos",)}
+WITHOUT_DEFAULT = {"dataset=folder": ("dataset.root=photos",), "dataset=features": ("dataset.file=embeddings.npz",)}
 
 
 @functools.cache
@@ -72,8 +72,8 @@ def problems(values: dict[str, Any]) -> list[str]:
 def test_every_group_has_its_members():
     count = {group: len(choices(group)) for group in GROUPS}
     assert count["algo"] == 26
-    assert count["dataset"] == 6
-    assert count["backbone"] == 5
+    assert count["dataset"] == 7
+    assert count["backbone"] == 6
     assert count["hardware"] == 3
     assert count["experiment"] == 54
     everywhere = {

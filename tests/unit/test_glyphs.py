@@ -49,7 +49,7 @@ def test_enough_classes_and_images(packed: dict[str, ClassImages]) -> None:
     # The same on Python 3.10 to 3.13, Pillow 10 to 13, matplotlib 3.8 to 3.11.
     assert {split: len(images) for split, images in packed.items()} == {"train": 1296, "val": 155, "test": 220}
     for images in packed.values():
-        assert images.image_shape == (1, 28, 28)
+        assert images.example_shape == (1, 28, 28)
         assert set(images.counts.tolist()) == {20}
 
 
@@ -230,7 +230,7 @@ def test_counts_and_shape_without_reading_images(packed: dict[str, ClassImages],
     dataset = Glyphs(Path(os.environ.get("FSL_CACHE_DIR") or tmp_path))
     for split in SPLITS:
         np.testing.assert_array_equal(dataset.counts(split), packed[split].counts)
-        assert dataset.image_shape == packed[split].image_shape
+        assert dataset.image_shape == packed[split].example_shape
 
 
 def test_pack_holds_the_drawings_of_its_classes(packed: dict[str, ClassImages]) -> None:

@@ -139,7 +139,7 @@ def test_counts_and_shape_without_reading_images(toy: Path, tmp_path: Path) -> N
         dataset = Omniglot(toy, tmp_path / "cache", rotations=rotations, size=SIDE, download=False)
         for split in SPLITS:
             np.testing.assert_array_equal(dataset.counts(split), dataset.split(split).counts)  # type: ignore[arg-type]
-            assert dataset.image_shape == dataset.split(split).image_shape  # type: ignore[arg-type]
+            assert dataset.image_shape == dataset.split(split).example_shape  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rotations", [False, True])

@@ -35,7 +35,7 @@ def real(omniglot_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_real_classes(real: dict[str, ClassImages]) -> None:
     assert [len(real[split]) for split in SPLITS] == [1028, 172, 423]
     for split, images in real.items():
-        assert images.image_shape == (1, 28, 28)
+        assert images.example_shape == (1, 28, 28)
         assert set(images.counts.tolist()) == {20}
         assert set(images.names) == {name for name, where in vinyals_split().items() if where == split}
         ink = images.images.float().mean().item() / 255

@@ -44,7 +44,7 @@ def network_of(module: nn.Module) -> Network | None:
     for layer in layers:
         if isinstance(layer, Product) and layer.bias not in packing:
             layer.bias = None
-    return Network(layers, packing) if packing else None
+    return Network(layers, packing) if layers else None
 
 
 def _leaves(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

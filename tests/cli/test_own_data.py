@@ -1,4 +1,4 @@
-"""A folder of pictures of one's own, from the command line."""
+"""Pictures and vectors of one's own, from the command line."""
 
 from __future__ import annotations
 
@@ -74,3 +74,30 @@ def test_mistakes_are_one_line(fsl, photos: Path, words: tuple[str, ...], messag
     assert done.code == 2
     assert message in done.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algo", ["algo=maml", "algo=anil backbone=identity", "algo=r2d2", "algo=nearest", "algo=relationnet"])
+def test_vectors_are_learned(algo: str, fsl, tmp_path: Path):
+    """Classes are far apart: an untrained network already tells most of them apart."""
+    random = np.random.default_rng(0)
+    centres = random.normal(0, 3, (30, 8)).repeat(10, 0)
+    np.savez(tmp_path / "x.npz", x=centres + random.normal(size=centres.shape), y=np.arange(30).repeat(10))
+    words = [word for word in SMALL if not word.startswith(("dataset", "backbone", "train.iterations", "train.val_every"))]
+    given = (
+        "dataset=features",
+        f"dataset.file={tmp_path / 'x.npz'}",
+        *algo.split(),
+        "train.iterations=20",
+        "train.val_every=20",
+    )
+    done = fsl("train", *words, *given, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    assert results(tmp_path / "run")["accuracy"]["mean"] > 0.4
+
+
+def test_a_backbone_that_leaves_nothing_to_learn_is_refused(fsl, tmp_path: Path):
+    np.savez(tmp_path / "x.npz", x=np.arange(600.0).reshape(300, 2), y=np.arange(30).repeat(10))
+    words = ("algo=protonet", "dataset=features", f"dataset.file={tmp_path / 'x.npz'}", "backbone=identity", "task.queries=5")
+    done = fsl("train", *words, "wandb.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 2
+    assert "backbone: leaves the algorithm nothing to learn (use backbone=mlp" in done.err
