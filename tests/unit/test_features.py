@@ -49,7 +49,7 @@ def test_every_format_holds_the_same_classes(kind: str, tmp_path: Path):
         path = write(tmp_path / "letters.data", *lines())
     else:
         path = write(tmp_path / "table.tsv", "label\ta\tb\tc\td", *lines(separator="\t"))
-    data = Features(str(path), standardize=False)
+    data = Features(path, standardize=False)
     assert data.example_shape == (4,)
     found = values(data)
     assert sorted(found) == sorted(set(Y))
@@ -59,7 +59,7 @@ def test_every_format_holds_the_same_classes(kind: str, tmp_path: Path):
 
 def test_the_training_classes_decide_the_scale(tmp_path: Path):
     np.savez(tmp_path / "x.npz", x=np.column_stack([X, np.full(60, 7.0)]), y=Y)  # the last feature is constant
-    data = Features(str(tmp_path / "x.npz"))
+    data = Features(tmp_path / "x.npz")
     training = list(data.split("train").names)
     assert len(training) == 6
     seen = np.isin(Y, training)
@@ -72,13 +72,13 @@ def test_the_training_classes_decide_the_scale(tmp_path: Path):
 def test_splits_come_from_a_column_a_file_or_fractions(tmp_path: Path):
     split = np.array([("train", "valid", "test")[i % 10 % 3] for i in range(60)])
     np.savez(tmp_path / "x.npz", embeddings=X, labels=Y, split=split)
-    assert list(Features(str(tmp_path / "x.npz")).split("val").names) == ["class 1", "class 4", "class 7"]
+    assert list(Features(tmp_path / "x.npz").split("val").names) == ["class 1", "class 4", "class 7"]
     names = write(tmp_path / "s.csv", "class,split", "class 0,train", "class 1,test", "class 2,val")
-    by_file = Features(str(tmp_path / "x.npz"), split_file=str(names))
+    by_file = Features(tmp_path / "x.npz", split_file=names)
     assert [list(by_file.split(each).names) for each in ("train", "val", "test")] == [["class 0"], ["class 2"], ["class 1"]]  # type: ignore[arg-type]
     np.savez(tmp_path / "y.npz", x=X, y=Y)
     drawn = {
-        seed: [len(Features(str(tmp_path / "y.npz"), split_seed=seed).split(each)) for each in ("train", "val", "test")]  # type: ignore[arg-type]
+        seed: [len(Features(tmp_path / "y.npz", split_seed=seed).split(each)) for each in ("train", "val", "test")]  # type: ignore[arg-type]
         for seed in (0, 1)
     }
     assert drawn == {0: [6, 2, 2], 1: [6, 2, 2]}
@@ -90,18 +90,18 @@ def test_missing_values_are_refused_or_filled_from_training_classes(tmp_path: Pa
     holes[40, 2] = np.inf
     np.savez(tmp_path / "x.npz", x=holes, y=Y)
     with pytest.raises(FslError, match=r"values are missing or infinite in rows 4, 18, 41 \(complete or remove them, or set"):
-        Features(str(tmp_path / "x.npz")).split("train")
-    data = Features(str(tmp_path / "x.npz"), missing="mean", standardize=False)
+        Features(tmp_path / "x.npz").split("train")
+    data = Features(tmp_path / "x.npz", missing="mean", standardize=False)
     rows = np.isin(Y, list(data.split("train").names)) & np.isfinite(holes[:, 1])
     assert values(data)["class 3"][0, 1] == pytest.approx(holes[rows, 1].mean(), rel=1e-6)
     words = write(tmp_path / "x.csv", "label,a,b", "u,1,?", "v,2,NA", "w,,4")
     with pytest.raises(FslError, match="in rows 1, 2, 3"):
-        Features(str(words)).split("train")
+        Features(words).split("train")
 
 
 def test_episodes_have_the_rows_of_their_classes(tmp_path: Path):
     np.savez(tmp_path / "x.npz", x=X, y=np.arange(60) % 10)
-    data = Features(str(tmp_path / "x.npz"), standardize=False)
+    data = Features(tmp_path / "x.npz", standardize=False)
     episodes = data.sampler("train", Task(3, 2, 2), seed=0).batch(0, 5)
     assert episodes.support.x.shape == (5, 6, 4)
     names = np.array([int(name) for name in data.split("train").names])
@@ -127,7 +127,7 @@ def test_episodes_have_the_rows_of_their_classes(tmp_path: Path):
 )
 def test_errors_are_one_line(name: str, content: str, message: str, tmp_path: Path):
     with pytest.raises(FslError) as error:
-        Features(str(write(tmp_path / name, content))).split("train")
+        Features(write(tmp_path / name, content)).split("train")
     assert message in str(error.value)
 
 
@@ -139,5 +139,5 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path):
     np.savez(tmp_path / "x.npz", x=np.array([Attack()], dtype=object), y=np.array([1]))
     assert pickle.dumps(Attack())
     with pytest.raises(FslError, match="cannot be read: Object arrays cannot be loaded"):
-        Features(str(tmp_path / "x.npz")).split("train")
+        Features(tmp_path / "x.npz").split("train")
     assert not (tmp_path / "attacked").exists()
