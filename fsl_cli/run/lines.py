@@ -8,7 +8,7 @@ from fsl_cli.results.results import Results
 from fsl_cli.run.parts import Parts
 from fsl_cli.settings.schema import ModelSettings
 from fsl_cli.show import console
-from fsl_cli.statistics.scores import Score
+from fsl_cli.statistics.scores import LOSS, Score
 
 
 def title(settings: ModelSettings) -> str:
@@ -41,7 +41,7 @@ def training_numbers(headline: Score, values: Mapping[str, float]) -> str:
 def validation_line(headline: Score, iteration: int, total: int, values: Mapping[str, float], best: bool) -> str:
     """The line of a validation; ``best``: its score is better than all before."""
     mean, half = (values[f"val/{headline.name}{part}"] for part in ("", "_ci95"))
-    loss = f"  loss {values['val/loss']:.3f}" if "val/loss" in values else ""
+    loss = f"  loss {LOSS.number(values['val/loss'], digits=3)}" if "val/loss" in values else ""
     return f"val  {iteration}/{total}  {headline.name} {headline.text(mean, half)}{loss}{'  best so far' if best else ''}"
 
 

@@ -114,7 +114,7 @@ def test_validations_that_are_not_finite_choose_no_checkpoint(small, fsl, tmp_pa
     outcome = fsl("train", *merged(words), f"hydra.run.dir={tmp_path / 'none'}")
     assert outcome.code == 2
     assert "train: no validation has had finite predictions" in outcome.err
-    assert "accuracy none" in outcome.out
+    assert "accuracy none  loss none\n" in outcome.out
     assert not (tmp_path / "none" / "checkpoints" / "best.pt").exists()
 
 

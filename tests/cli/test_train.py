@@ -205,16 +205,15 @@ def test_a_finished_run_that_goes_on_keeps_its_results_until_there_are_new_ones(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of luck"), FslError("no data"), KeyboardInterrupt()], ids=repr)
-def test_a_finished_run_given_again_keeps_everything_when_the_test_fails(small, fsl, monkeypatch, error):
-    from fsl_cli.run import meta_test
-
+@pytest.mark.parametrize("place", ["experiment.start_wandb", "meta_test.evaluate"])
+def test_a_finished_run_given_again_keeps_everything_when_that_fails(small, fsl, monkeypatch, error, place):
     folder = small("run", "algo=mann")
     before = contents(folder)
 
     def fails(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(meta_test, "evaluate", fails)
+    monkeypatch.setattr(f"fsl_cli.run.{place}", fails)
     outcome = fsl("train", *merged(("algo=mann", "eval.episodes=13", f"hydra.run.dir={folder}", "resume=auto")))
     assert outcome.code != 0
     after = contents(folder)
