@@ -67,6 +67,10 @@ def _check_working_folder() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
+    ended = next((word for word in words if "\r" in word), None)
+    if ended is not None:
+        hint = "a script that was edited on Windows; remove them: sed -i 's/\\r$//' SCRIPT"
+        raise FslError("has a carriage return in it", where=repr(ended), hint=hint)
     asks_help = any(word in ("--help", "-h") for word in words)
     named = [word for word in words if not word.startswith("-")]
     verb = next((word for word in named if word in VERBS), named[0] if named else None)

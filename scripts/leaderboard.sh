@@ -33,13 +33,19 @@ while [ $# -gt 0 ]; do
 done
 case $jobs in '' | *[!0-9]* | 0) echo "error: --jobs: $jobs is not valid: use a number of methods at a time" >&2; exit 2 ;; esac
 
-given=" ${overrides[*]-} "
-case $given in *" dataset="*) ;; *) overrides=(dataset=omniglot ${overrides[@]+"${overrides[@]}"}) ;; esac
+words=()
+unless() { # set words to those behind --, without the ones whose key is in the overrides before it
+  local given=' '
+  while [ "$1" != -- ]; do given+="${1%%=*}= "; shift; done
+  shift
+  words=()
+  for word in "$@"; do case $given in *" ${word%%=*}= "*) ;; *) words+=("$word") ;; esac; done
+}
 cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 threads=$((cores / jobs > 0 ? cores / jobs : 1))
 common=("train.max_minutes=$minutes" train.iterations=1000000000 train.schedule_by=minutes "eval.episodes=$episodes")
-case $given in *" hardware.threads="*) ;; *) common+=("hardware.threads=$threads") ;; esac
-common+=(${overrides[@]+"${overrides[@]}"})
+unless ${overrides[@]+"${overrides[@]}"} -- "${common[@]}" "hardware.threads=$threads" dataset=omniglot
+common=(${words[@]+"${words[@]}"} ${overrides[@]+"${overrides[@]}"})
 if [ -z "$methods" ]; then
   # nearest does not learn: one iteration is enough.
   methods=$("$fsl" ls algo | cut -f1 | sed -n 's/^algo=//p' | sed '/^nearest$/d' | paste -sd, -)
@@ -47,14 +53,14 @@ if [ -z "$methods" ]; then
   methods+=,nearest+train.iterations=1,nearest+algo.space=network+train.iterations=1
 fi
 every=() part=''
-IFS=, read -ra words <<<"$methods"
-for word in "${words[@]}"; do # a comma inside brackets is part of a list: test_inner_steps=[0,1]
+IFS=, read -ra parts <<<"$methods"
+for word in "${parts[@]}"; do # a comma inside brackets is part of a list: test_inner_steps=[0,1]
   part+=${part:+,}$word
   opened=${part//[^\[]/} closed=${part//[^\]]/}
   [ ${#opened} -gt ${#closed} ] || { every+=("$part"); part=''; }
 done
 [ -z "$part" ] || { echo "error: methods: $part is not valid: it has no closing bracket" >&2; exit 2; }
-name=$(printf '%s\n' "${overrides[@]}" | sed -n 's/^dataset=//p' | tail -1)
+name=$(printf '%s\n' "${common[@]}" | sed -n 's/^dataset=//p' | tail -1)
 out=${out:-outputs/leaderboard/${name}_${minutes}min}
 mkdir -p "$out" || exit 2
 out=$(cd "$out" && pwd)
@@ -72,8 +78,9 @@ train() { # train one method, given as its name and its own overrides, in its fo
   local folder own
   folder=$(row_folder "$1")
   IFS=+ read -ra own <<<"$1"
+  unless "${own[@]}" -- "${common[@]}"
   trap 'kill $! 2>/dev/null; wait; exit 143' TERM HUP # otherwise training would continue in the background
-  "$fsl" train "algo=${own[0]}" "${common[@]}" "${own[@]:1}" "hydra.run.dir=$folder" resume=auto >"$folder.log" 2>&1 &
+  "$fsl" train "algo=${own[0]}" ${words[@]+"${words[@]}"} "${own[@]:1}" "hydra.run.dir=${folder//\$\{/\\\$\{}" resume=auto >"$folder.log" 2>&1 &
   wait $! || { echo "$1: $(grep '^error: ' "$folder.log" | tail -1 || true) (see $folder.log)" >&2; "$python" -m fsl_cli.results.refused "$folder" "$folder.log"; }
   echo "== $1  $(grep '^test ' "$folder.log" | tail -1)"
 }
@@ -89,7 +96,7 @@ trap 'stop 129' HUP
 rows=()
 for method in "${every[@]}"; do
   folder=$(row_folder "$method")
-  rows+=("$method=$folder")
+  rows+=(--row "$method" "$folder")
   if is_done "$folder"; then
     echo "== $method  kept"
     continue

@@ -18,21 +18,21 @@ python=$(dirname "$fsl")/python
 ways=5 shots=1 episodes=1000 out=outputs/meta_test/$(date +%Y-%m-%d_%H-%M-%S)
 runs=() overrides=()
 add_run() { # add a run folder, or all jobs of a sweep
-  if [ ! -e "$1/config.yaml" ] && compgen -G "$1/[0-9]*" >/dev/null; then
-    while IFS= read -r job; do runs+=("$job"); done < <(find "$1" -maxdepth 1 -type d -name '[0-9]*' | sort -V)
-  else
-    runs+=("$1")
-  fi
+  local job jobs=()
+  while IFS= read -r job; do jobs+=("$job"); done < <(find "$1" -mindepth 1 -maxdepth 1 -type d -name '[0-9]*' 2>/dev/null | sort -V)
+  if [ -e "$1/config.yaml" ] || [ ${#jobs[@]} -eq 0 ]; then runs+=("$1"); else runs+=("${jobs[@]}"); fi
 }
 for word in "$@"; do
   case $word in
     -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    ways=*) ways=${word#*=} ;;
-    shots=*) shots=${word#*=} ;;
-    episodes=*) episodes=${word#*=} ;;
+    ways=* | task.ways=*) ways=${word#*=} ;;
+    shots=* | task.shots=*) shots=${word#*=} ;;
+    episodes=* | eval.episodes=*) episodes=${word#*=} ;;
     out=*) out=${word#*=} ;;
     *)
-      if compgen -G "$word" >/dev/null; then # a folder, or a quoted glob
+      if [ -e "$word" ]; then
+        add_run "$word"
+      elif compgen -G "$word" >/dev/null; then # a quoted glob
         while IFS= read -r run; do add_run "$run"; done < <(compgen -G "$word" | sort -V)
       elif [[ $word == *=* ]]; then
         overrides+=("$word")
@@ -62,11 +62,11 @@ for run in "${runs[@]}"; do
       folder=$out/$number
       echo "== $run  $way-way $shot-shot"
       if ! "$fsl" eval run="$run" task.ways="$way" task.shots="$shot" eval.episodes="$episodes" \
-        ${overrides[@]+"${overrides[@]}"} hydra.run.dir="$folder" 2>"$out/stderr"; then
+        ${overrides[@]+"${overrides[@]}"} hydra.run.dir="${folder//\$\{/\\\$\{}" 2>"$out/stderr"; then
         "$python" -m fsl_cli.results.refused "$folder" "$out/stderr" ways="$way" shots="$shot"
       fi
       cat "$out/stderr" >&2
-      rows+=("$run=$folder")
+      rows+=(--row "$run" "$folder")
       number=$((number + 1))
     done
   done

@@ -8,13 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import platformdirs
-
 from fsl_cli.errors import FslError
 from fsl_cli.results.environment import PACKAGES, git_commit, version
 from fsl_cli.results.files import check_writable
 from fsl_cli.settings.plugins import plugins
-from fsl_cli.settings.resolve import folder
+from fsl_cli.settings.resolve import FOLDERS, folder
 from fsl_cli.show import console
 
 _REQUIRED = tuple(name for name in PACKAGES if name != "learn2learn")
@@ -66,15 +64,25 @@ def _device(problems: list[str]) -> list[tuple[str, str]]:
 
 
 def _folders(problems: list[str]) -> list[tuple[str, str]]:
-    data = folder(os.environ.get("FSL_DATA_DIR"), platformdirs.user_data_dir("fsl"))
-    cache = folder(os.environ.get("FSL_CACHE_DIR"), platformdirs.user_cache_dir("fsl"))
-    rows = [("data folder", f"{data}: {_contents(data)}"), ("cache folder", f"{cache}: {_contents(cache / 'packs')}")]
-    for path, variable in ((cache, "FSL_CACHE_DIR"), (Path.cwd(), "another folder")):
+    rows = []
+    for name, label, inside in (("data_dir", "data folder", "."), ("cache_dir", "cache folder", "packs")):
         try:
-            check_writable(path)
+            path = folder(name, os.environ.get(FOLDERS[name][0]))
         except FslError as error:
-            problems.append(f"{error}; set {variable}" if path == cache else str(error))
+            problems.append(str(error))
+            continue
+        rows.append((label, f"{path}: {_contents(path / inside)}"))
+        if name == "cache_dir":
+            _check_writable(path, problems, f"; set {FOLDERS[name][0]}")
+    _check_writable(Path.cwd(), problems)
     return rows
+
+
+def _check_writable(path: Path, problems: list[str], remedy: str = "") -> None:
+    try:
+        check_writable(path)
+    except FslError as error:
+        problems.append(f"{error}{remedy}")
 
 
 def _contents(path: Path) -> str:

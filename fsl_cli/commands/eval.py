@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fsl_cli.compute import processes
 from fsl_cli.errors import FslError
 from fsl_cli.results.run_folder import known_runs
 from fsl_cli.run.trained import TestJob, plan_test, test_again
 from fsl_cli.settings import overrides
+from fsl_cli.settings.words import folder_in
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,12 +23,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _planned(words: Sequence[str]) -> TestJob:
-    parsed = overrides.parse(words)
-    runs = [each for each in parsed if each.key_or_group == "run"]
-    if not runs:
+    named = [word.partition("=")[2] for word in words if word.startswith("run=")]
+    if not named or not named[0]:
         raise FslError("is missing", where="run", hint=f"fsl eval run=FOLDER; {known_runs()}")
-    if runs[0].is_sweep_override():
-        raise FslError("names several runs", where=str(runs[0].input_line), hint="test one at a time")
-    return plan_test(
-        str(runs[0].value()), [word for word, each in zip(words, parsed, strict=True) if each.key_or_group != "run"]
-    )
+    run = folder_in(named[0])
+    if len(named) > 1 or ("," in run and not Path(run).exists()):
+        raise FslError("names several runs", where=" ".join(f"run={each}" for each in named), hint="test one at a time")
+    return plan_test(run, [word for word in words if not word.startswith("run=")])

@@ -8,6 +8,7 @@ from fsl_cli.compute import processes
 from fsl_cli.run.plan import check, plan_run, plan_sweep
 from fsl_cli.settings import overrides
 from fsl_cli.settings.compose import Composer
+from fsl_cli.settings.words import as_typed
 
 _SWEEP = {"-m", "--multirun"}
 
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     flags, words = overrides.split_flags(arguments)
     if not {flag.split("=")[0] for flag in flags} <= _SWEEP:  # Hydra's own: they only show something
         check(words)
-        Composer("train").show(flags, words)
+        Composer("train").show(flags, as_typed(words))
         return 0
     if flags:
         plan = processes.current().from_first(lambda: plan_sweep(words))

@@ -137,10 +137,26 @@ class SilentRunFolder(RunFolder):
         return logging.NullHandler()
 
 
-def unused(path: Path) -> Path:
-    """``path``, or the same with a number behind it where a run of the same second has that name already."""
-    others = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
-    return next(each for each in itertools.chain([path], others) if not RunFolder(each).holds_a_run)
+def make_new(path: Path) -> Path:
+    """Make the folder ``path``, or ``path_2`` and so on where there is one; no other process or machine gets the same one.
+
+    Raises:
+        FslError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        others = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
+        return next(each for each in itertools.chain([path], others) if _made(each))
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def known_runs(root: Path = Path("outputs/train")) -> str:

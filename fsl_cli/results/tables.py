@@ -1,6 +1,6 @@
 """Tables of results, built from run folders: what a sweep or a scripted meta-test ends with.
 
-python -m fsl_cli.results.tables FOLDER... --markdown FILE --csv FILE
+python -m fsl_cli.results.tables --row NAME FOLDER ... --markdown FILE --csv FILE
 """
 
 from __future__ import annotations
@@ -120,22 +120,21 @@ def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path, 
 def main() -> int:
     """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m fsl_cli.results.tables", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders; NAME=FOLDER gives a row another name")
+    parser.add_argument("--row", nargs=2, action="append", required=True, metavar=("NAME", "FOLDER"), help="once for every run")
     parser.add_argument("--markdown", type=Path, required=True)
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--best-first", action="store_true", help="in the order of the score")
     chosen = parser.parse_args()
-    named = [str(folder).rpartition("=")[::2] for folder in chosen.folders]
-    rows = [row(Path(folder), name or folder) for name, folder in named]
+    named = [(name, Path(folder)) for name, folder in chosen.row]
     if chosen.best_first:
-        rows = [each for _, each in sorted(zip(map(_rank, chosen.folders), rows, strict=True), key=lambda pair: pair[0])]
-    return report(rows, chosen.markdown, chosen.csv)
+        named.sort(key=lambda each: _rank(each[1]))
+    return report([row(folder, name) for name, folder in named], chosen.markdown, chosen.csv)
 
 
-def _rank(argument: Path) -> tuple[bool, float]:
+def _rank(folder: Path) -> tuple[bool, float]:
     """Where a run comes in a table: the best first, those without results last."""
     try:
-        results = read_results(RunFolder(Path(str(argument).rpartition("=")[2])).results)
+        results = read_results(RunFolder(folder).results)
     except FslError:  # its row says so
         results = None
     if results is None or math.isnan(results.score.mean):

@@ -48,15 +48,18 @@ def has_api_key() -> bool:
         return True
     import wandb
 
-    settings = wandb.setup().settings
+    try:
+        settings = wandb.setup().settings
+    except RuntimeError:  # there is no home folder to look for its settings in
+        return False
     if settings.api_key:
         return True
     hosts = [urlparse(settings.base_url).netloc]
     if settings.base_url == wandb.Settings().base_url:  # W&B's own server, which has two names
         hosts.append("api.wandb.ai")
-    unix, windows = (Path(name).expanduser() for name in ("~/.netrc", "~/_netrc"))
+    unix, windows = (Path(os.path.expanduser(name)) for name in ("~/.netrc", "~/_netrc"))
     given = os.environ.get("NETRC")
-    path = Path(given).expanduser() if given else unix if unix.exists() else windows  # in W&B's order
+    path = Path(os.path.expanduser(given)) if given else unix if unix.exists() else windows  # in W&B's order
     try:
         entries = [netrc.netrc(path).authenticators(host) for host in hosts]
     except (OSError, ValueError, netrc.NetrcParseError):

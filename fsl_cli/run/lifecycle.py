@@ -90,6 +90,8 @@ class Life:
                 where = f" at iteration {self.details['iteration']}" if "iteration" in self.details else ""
                 hint = hint if self.folder.last.is_file() or not hint else "nothing has been saved yet"
                 console.warn(f"interrupted{where}" + (f"; {hint}" if hint else ""))
+        else:
+            self._leave()
 
     def failed(self, reason: str, exit_code: int) -> None:
         """Record why there are no results; before the run has its folder, only that of a job of a sweep.
@@ -100,8 +102,13 @@ class Life:
             self._ended("failed", error=reason, exit_code=exit_code)
         elif "launch" in self.details:
             self._refused("failed", error=reason, exit_code=exit_code)
-        elif not self.folder.silent and self.folder.path.is_dir() and not any(self.folder.path.iterdir()):
-            self.folder.path.rmdir()  # Hydra makes it before the run is checked
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Remove the folder, which is made before the run is checked, if the run has not begun and nothing is in it."""
+        if not self.folder.silent and self.folder.path.is_dir() and not any(self.folder.path.iterdir()):
+            self.folder.path.rmdir()
 
     def _ended(self, state: str, **details: Any) -> None:
         """Record the end. A finished run that this attempt has not changed stays as it was, with a ``refused`` added."""

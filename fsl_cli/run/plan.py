@@ -10,7 +10,7 @@ import shlex
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,21 @@ from omegaconf import DictConfig
 from fsl_cli.compute import processes
 from fsl_cli.errors import FslError, Problems, raise_all
 from fsl_cli.results.files import check_writable
-from fsl_cli.results.run_folder import RunFolder, unused
+from fsl_cli.results.run_folder import RunFolder, make_new
 from fsl_cli.settings import overrides
 from fsl_cli.settings.compose import (
     Composer,
     grid_of_sweeper,
     has_own_sweeper,
+    is_new,
     job_folder,
-    named_by_clock,
     run_folder,
     sweep_folder,
     without_hydra,
 )
 from fsl_cli.settings.resolve import resolve, validate
 from fsl_cli.settings.schema import Settings
+from fsl_cli.settings.words import as_typed
 from fsl_cli.show import console
 
 _MANY_JOBS = 10  # checking more takes seconds, which a progress bar shows
@@ -61,6 +62,11 @@ class Job:
     number: int | None = None
     sweep: Path | None = None
 
+    def moved(self, old: Path, new: Path) -> Job:
+        """The job of a run or a sweep whose folder is ``new`` instead of ``old``."""
+        folder = new / self.folder.relative_to(old) if self.folder.is_relative_to(old) else self.folder
+        return replace(self, folder=folder, sweep=new if self.sweep else None)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -71,6 +77,7 @@ class Plan:
         config: of the run with its ``hydra`` part; of a sweep, what its jobs have in common.
         jobs: the jobs in their order; none when a sweeper chooses them.
         folder: folder of the run or of the sweep.
+        new: whether the folder is named after the time, and must be one that no other process has.
         command: the command line.
         launch: another one for every plan, so that what earlier jobs have left in a folder is not taken for a result of this.
     """
@@ -79,8 +86,21 @@ class Plan:
     config: DictConfig
     jobs: list[Job]
     folder: Path
+    new: bool
     command: str
     launch: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def placed(self) -> Plan:
+        """The plan in the folder that it is going to have; one that is named after the time is made here.
+
+        Raises:
+            FslError: the folder cannot be made.
+        """
+        if not self.new:
+            return self
+        folder = make_new(self.folder)
+        self.composer.place(self.config, folder)
+        return replace(self, folder=folder, jobs=[job.moved(self.folder, folder) for job in self.jobs])
 
 
 def plan_run(words: Sequence[str]) -> Plan:
@@ -89,18 +109,16 @@ def plan_run(words: Sequence[str]) -> Plan:
     Raises:
         Problems: everything that is wrong with it.
     """
-    composer, command = Composer("train"), shlex.join(["fsl", "train", *words])
+    composer, command, words = Composer("train"), shlex.join(["fsl", "train", *words]), as_typed(words)
     every_job = overrides.jobs(_parsed(composer, words))
     if len(every_job) > 1:
         raise FslError(f"these overrides make {len(every_job)} jobs", where="fsl train", hint="add -m to run them all")
     config = _composed(composer, words, lambda: composer.compose(words))
-    folder = run_folder(config)
-    if config.resume is False and named_by_clock(config):
-        folder = unused(folder)
+    folder, new = run_folder(config), is_new(config)
     job = _checked(config, folder, command, words)
     check_writable(folder)
-    config.hydra.run.dir = str(folder)  # a name with the time in it must not change any more
-    return Plan(composer, config, [job], folder, command)
+    composer.place(config, folder)
+    return Plan(composer, config, [job], folder, new, command)
 
 
 def plan_sweep(words: Sequence[str]) -> Plan:
@@ -111,17 +129,17 @@ def plan_sweep(words: Sequence[str]) -> Plan:
     """
     if processes.launched():
         raise FslError("a sweep runs in one process", where="fsl train -m", hint="start each job with torchrun")
-    composer, command = Composer("train"), shlex.join(["fsl", "train", "-m", *words])
+    composer, command, words = Composer("train"), shlex.join(["fsl", "train", "-m", *words]), as_typed(words)
     parsed = _parsed(composer, words)
     fixed = [word for word, each in zip(words, parsed, strict=True) if not each.is_sweep_override()]
     sweep = _composed(composer, fixed, lambda: composer.compose(words, multirun=True))
-    folder = sweep_folder(sweep)
+    folder, new = sweep_folder(sweep), is_new(sweep)
     check_writable(folder)
-    sweep.hydra.sweep.dir = str(folder)
+    composer.place(sweep, folder)
     of_sweeper = composer.parse(grid_of_sweeper(sweep))
     of_jobs = of_sweeper + [each for each in parsed if not overrides.is_hydras(each)]
     jobs = [] if has_own_sweeper(sweep) else _jobs(composer, sweep, folder, command, overrides.jobs(of_jobs))
-    return Plan(composer, sweep, jobs, folder, command)
+    return Plan(composer, sweep, jobs, folder, new, command)
 
 
 def plan_job(config: DictConfig, folder: Path, words: Sequence[str], number: int, sweep: Path, command: str) -> Job:
@@ -139,7 +157,7 @@ def check(words: Sequence[str]) -> None:
     Raises:
         Problems: groups and keys that do not exist.
     """
-    composer = Composer("train")
+    composer, words = Composer("train"), as_typed(words)
     for job in overrides.jobs(_parsed(composer, words)):
         _composed(composer, job, partial(composer.compose, job))
 

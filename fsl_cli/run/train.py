@@ -32,6 +32,7 @@ def train(plan: Plan) -> Results | None:
     Returns:
         The results of its test; None if the test split stays closed.
     """
+    plan = processes.current().from_first(plan.placed)
     (job,) = plan.jobs
     done: list[Results | None] = []
 
@@ -49,7 +50,7 @@ def train_sweep(plan: Plan) -> int:
     Returns:
         The exit code: that of the worst job.
     """
-    interrupted = 0
+    interrupted, plan = 0, plan.placed()
     try:
         plan.composer.start_sweep(plan.config, SweepTask(plan))
     except KeyboardInterrupt as interrupt:

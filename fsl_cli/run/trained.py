@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from fsl_cli.errors import FslError
 from fsl_cli.results import checkpoint
 from fsl_cli.results.files import check_writable
 from fsl_cli.results.results import Results
-from fsl_cli.results.run_folder import RunFolder, unused
+from fsl_cli.results.run_folder import RunFolder, make_new
 from fsl_cli.run import lines
 from fsl_cli.run.lifecycle import lifecycle
 from fsl_cli.run.meta_test import meta_test
 from fsl_cli.run.parts import Parts, assemble
-from fsl_cli.settings import overrides
-from fsl_cli.settings.compose import Composer, named_by_clock, run_folder
+from fsl_cli.settings import overrides, plain_yaml
+from fsl_cli.settings.compose import Composer, is_new, run_folder
 from fsl_cli.settings.resolve import validate_model
 from fsl_cli.settings.saved import changed
 from fsl_cli.settings.schema import ModelSettings
+from fsl_cli.settings.words import as_typed
 from fsl_cli.show import console
 
 
@@ -75,10 +76,10 @@ def open_run(run: str | os.PathLike[str], words: Sequence[str] = ()) -> Trained:
         FslError: there is no such run.
         Problems: overrides that are wrong, all of them.
     """
-    folder = RunFolder(Path(run).expanduser().absolute())
+    folder = RunFolder(Path(os.path.expanduser(run)).absolute())
     saved = folder.read_config()
     ways = _trained_ways(saved, folder)
-    config = changed(saved, overrides.parse(words))
+    config = changed(saved, overrides.parse(as_typed(words)))
     return Trained(folder, validate_model(config), config, ways)
 
 
@@ -100,6 +101,7 @@ class TestJob:
     Attributes:
         trained: the run.
         folder: where the results go.
+        new: whether the folder is named after the time, and must be one that no other process has.
         command: the command line.
     """
 
@@ -107,7 +109,16 @@ class TestJob:
 
     trained: Trained
     folder: Path
+    new: bool
     command: str
+
+    def placed(self) -> TestJob:
+        """The test in the folder that it is going to have; one that is named after the time is made here.
+
+        Raises:
+            FslError: the folder cannot be made.
+        """
+        return replace(self, folder=make_new(self.folder)) if self.new else self
 
 
 def plan_test(run: str | os.PathLike[str], words: Sequence[str]) -> TestJob:
@@ -120,21 +131,24 @@ def plan_test(run: str | os.PathLike[str], words: Sequence[str]) -> TestJob:
     Raises:
         Problems: everything that is wrong with it.
     """
+    command, words = shlex.join(["fsl", "eval", f"run={run}", *words]), as_typed(words)
     parsed = overrides.parse(words)
     own = [word for word, each in zip(words, parsed, strict=True) if overrides.is_hydras(each)]
     trained = open_run(run, [word for word in words if word not in own])
     if trained.settings.eval.episodes == 0:
         raise FslError("0 is not valid: there is nothing else to do", where="eval.episodes", hint="use at least 2")
     config = Composer("eval").compose(own)
-    config.run = os.fspath(run)  # the name of the folder may have ${run} in it
-    folder = unused(run_folder(config)) if named_by_clock(config) else run_folder(config)
+    config.run = plain_yaml.escaped(os.fspath(run))  # the name of the folder may have ${run} in it
+    folder, new = run_folder(config), is_new(config)
     check_writable(folder)
-    RunFolder(folder).check_free("choose another hydra.run.dir")
-    return TestJob(trained, folder, shlex.join(["fsl", "eval", f"run={run}", *words]))
+    if not new:
+        RunFolder(folder).check_free("choose another hydra.run.dir")
+    return TestJob(trained, folder, new, command)
 
 
 def test_again(job: TestJob) -> Results:
     """Meta-test a trained run again."""
+    job = processes.current().from_first(job.placed)
     trained = job.trained
     with lifecycle(job.folder, identity={"run": str(trained.run.path)}) as life:
         parts, iteration = trained.load(("test",))

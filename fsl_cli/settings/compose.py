@@ -30,6 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fsl_cli.errors import FslError, first_line
 from fsl_cli.settings.conf_files import conf_dir, conf_dirs
 from fsl_cli.settings.overrides import parse
+from fsl_cli.settings.plain_yaml import escaped
+from fsl_cli.settings.words import quoted
 
 T = TypeVar("T")
 TaskFunction = Callable[[DictConfig], Any]
@@ -92,6 +94,19 @@ class Composer:
         job_folder(config)  # reads the clock where the name of the folder has the time in it; the start must not read another
         OmegaConf.copy_cache(from_config=config, to_config=self._loader.composed[tuple(overrides)])
         return config
+
+    def place(self, config: DictConfig, folder: Path) -> None:
+        """Make this the folder of a run or a sweep, with its jobs, whether composed already or not.
+
+        A name with the time in it does not change any more then.
+        """
+        name = escaped(str(folder))
+        if config.hydra.mode is not RunMode.MULTIRUN:
+            config.hydra.run.dir = name
+            return
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(name)}")
+        for each in (config, *self._loader.composed.values()):
+            each.hydra.sweep.dir = name
 
     def parse(self, words: Sequence[str]) -> list[Override]:
         """Overrides that know the members of the groups, so that ``algo=glob(m*)`` means something; see `overrides.parse`."""
@@ -187,9 +202,14 @@ def run_folder(config: DictConfig) -> Path:
     return Path(_value(config, "hydra.run.dir")).absolute()
 
 
-def named_by_clock(config: DictConfig) -> bool:
-    """Whether the folder of a run is named after the time, so that nobody expects one name and no other."""
-    return "${now:" in str(OmegaConf.to_container(config.hydra.run, resolve=False)["dir"])  # type: ignore[index, call-overload]
+def is_new(config: DictConfig) -> bool:
+    """Whether the folder of a run or a sweep is named after the time and is to be a new one.
+
+    With ``resume=auto`` a folder that is named after the day is one to continue in; one that is named after the second is not.
+    """
+    section = config.hydra.sweep if config.hydra.mode is RunMode.MULTIRUN else config.hydra.run
+    name = str(OmegaConf.to_container(section, resolve=False)["dir"])  # type: ignore[index, call-overload]
+    return "${now:" in name and (OmegaConf.select(config, "resume") != "auto" or "%S" in name)
 
 
 def sweep_folder(config: DictConfig) -> Path:
@@ -206,13 +226,14 @@ def _value(config: DictConfig, key: str) -> str:
     try:
         return str(OmegaConf.select(config, key, throw_on_missing=True))
     except OmegaConfBaseException as error:
-        raise FslError(first_line(error), where=key) from error
+        raise FslError(first_line(error), where=key, hint=r"in a name that is to have ${ in it, write \${") from error
 
 
 def current_job() -> tuple[Path, int, list[str]]:
     """Inside a job that Hydra has started: its folder, its number in the sweep, and its overrides."""
     hydra = HydraConfig.get()
-    return Path(hydra.runtime.output_dir), int(hydra.job.num), list(hydra.overrides.task)
+    runtime = OmegaConf.to_container(hydra.runtime, resolve=False)  # the folder is written as it is, even with a ``${`` in it
+    return Path(runtime["output_dir"]), int(hydra.job.num), list(hydra.overrides.task)  # type: ignore[index, call-overload]
 
 
 def has_own_sweeper(config: DictConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli.errors import FslError, close_match, raise_all
 from fsl_cli.settings.conf_files import GROUPS, RESERVED, TUNED, choices
+from fsl_cli.settings.words import unparsed_hint
 
 _FLAGS_WITH_VALUE = {
     "--cfg",
@@ -25,6 +27,8 @@ _FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help", "--sh
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate flags from overrides, wherever they stand (Hydra itself wants all flags in front).
+
+    ``--key=value``, as the agents of sweeps call programs, is the override ``key=value``.
 
     Raises:
         FslError: an unknown flag, or one that lacks its value.
@@ -43,8 +47,14 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             if value is None:
                 raise FslError("needs a value", where=word)
             flags += [word, value]
+        elif re.match(r"--[A-Za-z_][\w./@]*=", word):
+            overrides.append(word.removeprefix("--"))
         elif word.startswith("-"):
-            raise FslError("unknown flag", where=word, hint=close_match(word, _FLAGS | _FLAGS_WITH_VALUE | {"--help"}))
+            value = next(rest, "-")
+            apart = re.fullmatch(r"--[A-Za-z_][\w./@]*", word) and not (value.startswith("-") or "=" in value)
+            flags_there_are = _FLAGS | _FLAGS_WITH_VALUE | {"--help"}
+            hint = f"write {word.lstrip('-')}={value}" if apart else close_match(word, flags_there_are)
+            raise FslError("unknown flag", where=word, hint=hint)
         else:
             overrides.append(word)
     return flags, overrides
@@ -58,7 +68,7 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
         loader: knows what ``glob(...)`` may stand for.
 
     Raises:
-        Problems: words that are no overrides, all of them.
+        Problems: words that are no overrides, and keys that are given several times, all of them.
     """
     parser, parsed, problems = OverridesParser.create(loader), [], []
     for word in overrides:
@@ -70,10 +80,24 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
             override.config_loader = loader
             parsed.append(override)
         else:
-            hint = "write key=value" if "=" not in word else "quote the value: key='value'"
-            problems.append(FslError("is no override", where=word, hint=hint))
-    raise_all(problems)
+            problems.append(FslError("is no override", where=word, hint=unparsed_hint(word)))
+    raise_all(problems + _repeated(parsed))
     return parsed
+
+
+def _repeated(parsed: Sequence[Override]) -> list[FslError]:
+    """Keys that are given several times, as by ``seed={0,1,2}`` in bash."""
+    words: dict[str, list[str]] = {}
+    for each in parsed:
+        if not each.is_delete():
+            words.setdefault(each.get_key_element().lstrip("+"), []).append(_place(each))
+    problems = []
+    for key, given in words.items():
+        if len(given) > 1:
+            values = ",".join(word.partition("=")[2] for word in given)
+            hint = f"write it once; a sweep is {key}={values}, since bash turns {{{values}}} into {len(given)} words"
+            problems.append(FslError(f"{key} is given {len(given)} times", where=" ".join(given), hint=hint))
+    return problems
 
 
 def group_problems(parsed: Sequence[Override]) -> list[FslError]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,11 @@ RUNTIME = {
     "train.optimizer": {"params"},
 }
 
+FOLDERS: dict[str, tuple[str, Callable[[str], str]]] = {  # the variable that sets each, and the platform's default
+    "data_dir": ("FSL_DATA_DIR", platformdirs.user_data_dir),
+    "cache_dir": ("FSL_CACHE_DIR", platformdirs.user_cache_dir),
+}
+
 
 def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers, with folders filled in.
@@ -41,14 +47,27 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise FslError(first_line(error), where="configuration") from error
     assert isinstance(plain, dict)
     values = {str(key): value for key, value in plain.items()}
-    values["data_dir"] = str(folder(values.get("data_dir"), platformdirs.user_data_dir("fsl")))
-    values["cache_dir"] = str(folder(values.get("cache_dir"), platformdirs.user_cache_dir("fsl")))
+    for name in FOLDERS:
+        values[name] = str(folder(name, values.get(name)))
     return values
 
 
-def folder(path: str | None, default: str) -> Path:
-    """``path`` made absolute, ``~`` expanded, or the default."""
-    return Path(os.path.expanduser(path or default)).absolute()
+def folder(name: str, path: str | None) -> Path:
+    """One of `FOLDERS`: ``path`` made absolute, ``~`` expanded; None or empty: the platform's.
+
+    Raises:
+        FslError: the platform's is asked for, and this user has no home folder; or there is a carriage return in the path.
+    """
+    variable, default = FOLDERS[name]
+    if path and "\r" in str(path):
+        hint = f"set by a script that was edited on Windows? check {variable}"
+        raise FslError("has a carriage return in it", where=f"{name}={path!r}", hint=hint)
+    try:
+        return Path(os.path.expanduser(path or default("fsl"))).absolute()
+    except (RuntimeError, KeyError) as error:  # HOME is not set, and the system does not know the user
+        what = "is not set, and there is no home folder for a default"
+        hint = f"set {' and '.join(each for each, _ in FOLDERS.values())}, or HOME"
+        raise FslError(what, where=name, hint=hint) from error
 
 
 def validate(config: dict[str, Any]) -> Settings:

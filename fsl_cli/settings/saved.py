@@ -17,7 +17,7 @@ from fsl_cli.settings import overrides, plain_yaml
 from fsl_cli.settings.build import arguments_of, defaults_of
 from fsl_cli.settings.compose import Composer, without_hydra
 from fsl_cli.settings.conf_files import conf_dir
-from fsl_cli.settings.resolve import RUNTIME, resolve
+from fsl_cli.settings.resolve import FOLDERS, RUNTIME, resolve
 from fsl_cli.settings.schema import TrainSettings
 from fsl_cli.settings.targets import target_of
 
@@ -25,7 +25,6 @@ from fsl_cli.settings.targets import target_of
 SECTIONS = ("task", "eval", "hardware", "dataset", "algo", "backbone", "data_dir", "cache_dir")
 BUILT = ("dataset", "backbone", "algo")  # sections that name a class
 SWAPPABLE = ("dataset", "hardware")
-FOLDERS = {"data_dir": "FSL_DATA_DIR", "cache_dir": "FSL_CACHE_DIR"}
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def _is_path(hint: Any) -> bool:
 
 def _opened(saved: Mapping[str, Any]) -> DictConfig:
     """A saved configuration to be changed, in which ``${...}`` is text and the two folders are the caller's."""
-    plain = completed(saved) | {key: os.environ.get(variable) or None for key, variable in FOLDERS.items()}
+    plain = completed(saved) | {key: os.environ.get(variable) or None for key, (variable, _) in FOLDERS.items()}
     try:
         return OmegaConf.create(plain_yaml.escaped(plain))
     except OmegaConfBaseException as error:

@@ -174,10 +174,10 @@ def test_a_grid_that_an_experiment_names_is_run_as_it_says(fsl, tmp_path, monkey
 
 
 def test_a_sweep_that_would_overwrite_older_runs_is_refused(fsl, tmp_path):
-    words = merged(("seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
-    assert fsl("train", "-m", *words).code == 0
+    words = ("seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert fsl("train", "-m", *merged(words)).code == 0
     before = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*") if path.is_file()}
-    refused = fsl("train", "-m", *words, "train.meta_batch=3")
+    refused = fsl("train", "-m", *merged((*words, "train.meta_batch=3")))
     assert refused.code == 2
     assert refused.err.count("already holds a run (go on with resume=auto") == 2
     assert {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*") if path.is_file()} == before

@@ -151,7 +151,7 @@ def test_each_library_is_imported_by_few_modules():
     assert len(SOURCES) > 80
     assert users("wandb") <= of("results.wandb_run", "results.wandb_environment", "commands.doctor")
     assert users("rich") == of("show.console")
-    assert users("hydra") <= of("settings.overrides", "settings.compose", "settings.saved")
+    assert users("hydra") <= of("settings.overrides", "settings.compose", "settings.saved", "settings.words")
     assert users("omegaconf") <= users("hydra") | of("settings.resolve", "settings.plain_yaml", "run.plan", "run.train")
     assert users("learn2learn") == set()  # by name only, through fsl_cli.optional
     assert all(users(each) for each in ("wandb", "hydra", "omegaconf"))

@@ -52,7 +52,8 @@ def test_several_flags_keep_their_order_and_values():
     [
         (["--multrun"], "--multrun: unknown flag (did you mean --multirun?"),
         (["a=1", "-x"], "-x: unknown flag"),
-        (["--seed=3"], "--seed=3: unknown flag"),
+        (["--config-name=x"], "--config-name=x: unknown flag"),
+        (["--seed", "3", "a=1"], "--seed: unknown flag (write seed=3)"),
         (["a=1", "--cfg"], "--cfg: needs a value"),
     ],
     ids=str,
@@ -67,9 +68,9 @@ def test_unknown_flags(words, message):
 
 
 def test_all_invalid_overrides_are_reported_together():
-    found = problems("algo", "seed=1", "data_dir=a:{b", "=3")
+    found = problems("algo", "seed=1", "train.schedule=a=b", "=3")
     assert found[0] == "algo: is no override (write key=value)"
-    assert found[1].startswith("data_dir=a:{b: is no override (quote the value: key='value')")
+    assert found[1].startswith("""train.schedule=a=b: is no override (quote the value: "train.schedule='a=b'")""")
     assert found[2].startswith("=3: is no override")
     assert len(found) == 3
 
