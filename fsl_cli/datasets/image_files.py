@@ -37,7 +37,7 @@ class ImageFiles(Protocol):
 
 
 class ZipImages:
-    """The images in a zip file.
+    """The images in a zip file. Backslashes in its names, which some programs for Windows write, separate folders too.
 
     Raises:
         FslError: the file is not a readable zip file.
@@ -54,14 +54,15 @@ class ZipImages:
                 where=str(path),
                 hint="it may have been cut short when it was copied: remove it, or put a whole one there",
             ) from problem
+        self._written = {name.replace("\\", "/"): name for name in self._zip.namelist()}
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        return sorted(name for name in self._zip.namelist() if is_image(name))
+        return sorted(name for name in self._written if is_image(name))
 
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
-        return self._zip.read(name)
+        return self._zip.read(self._written[name])
 
     def fingerprint(self) -> str:
         """SHA-256 of the zip file."""

@@ -15,9 +15,10 @@ import torch
 from annotated_types import Ge
 from PIL import Image
 
+from fsl_cli.datasets import omniglot_files
 from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.download import fetch
-from fsl_cli.datasets.image_files import FolderImages, ImageFiles, ZipImages, read_image, readable
+from fsl_cli.datasets.image_files import ImageFiles, ZipImages, read_image
 from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
 from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.episodes.class_images import ClassImages
@@ -38,7 +39,8 @@ class Omniglot(ImageClasses):
     """Omniglot in the class split of Vinyals et al. (2016): 1,028 train, 172 val and 423 test classes.
 
     Reads ``images_background`` and ``images_evaluation``, zipped or extracted, from ``data_dir/omniglot``, ``data_dir``
-    or ``data_dir/omniglot-py``, and downloads an archive found in none of them. Images are converted to greyscale with
+    or ``data_dir/omniglot-py``, or from ``python/`` in one of them, as in the clone of Omniglot's repository; or a folder or
+    zip that has the alphabets of both. An archive found in none of them is downloaded. Images are converted to greyscale with
     ink 255 and resized with a Lanczos filter, which is antialiased.
 
     Args:
@@ -139,21 +141,12 @@ class Omniglot(ImageClasses):
     def _archives(self) -> dict[str, ImageFiles]:
         return {name: self._find(name) or self._fetch(name) for name in MD5}
 
-    @property
-    def _places(self) -> list[Path]:
-        return [self.data_dir / "omniglot", self.data_dir, self.data_dir / "omniglot-py"]
-
     def _find(self, archive: str) -> ImageFiles | None:
-        for place in self._places:
-            with readable(place):
-                if (place / f"{archive}.zip").is_file():
-                    return ZipImages(place / f"{archive}.zip")
-                if (place / archive).is_dir():
-                    return FolderImages(place / archive)
-        return None
+        (other,) = MD5.keys() - {archive}
+        return omniglot_files.find(self.data_dir, archive, alphabets(archive), alphabets(other))
 
     def _fetch(self, archive: str) -> ImageFiles:
-        target = self._places[0] / f"{archive}.zip"
+        target = self.data_dir / "omniglot" / f"{archive}.zip"
         reason = "dataset.download is off"
         try:
             if self.download:
@@ -162,8 +155,9 @@ class Omniglot(ImageClasses):
         except FslError as problem:
             reason = f"{problem.where}: {problem.what}"
         raise FslError(
-            f"neither {archive}.zip nor a folder {archive} found; {reason}",
-            where=", ".join(str(place) for place in self._places),
+            f"neither {archive}.zip nor a folder {archive} nor a folder with its alphabets; "
+            f"found: {omniglot_files.contents(self.data_dir)}; {reason}",
+            where=", ".join(str(self.data_dir / name) for name in ("omniglot", "", "omniglot-py")),
             hint="set data_dir=... or FSL_DATA_DIR to the folder that contains omniglot/; dataset=glyphs needs no data",
         )
 
@@ -198,6 +192,11 @@ def vinyals_split(archive: str | None = None) -> dict[str, str]:
         if archive in (None, archive_name):
             split.update({f"{alphabet}/character{i:02d}": name for i, name in enumerate(expanded, start=1)})
     return split
+
+
+def alphabets(archive: str) -> set[str]:
+    """The alphabets of one archive."""
+    return {character.split("/")[0] for character in vinyals_split(archive)}
 
 
 def checked_drawings(files: ImageFiles, archive: str) -> dict[str, list[str]]:

@@ -200,11 +200,39 @@ def test_repacked_zips_with_leftovers_are_fine(toy: Path, tmp_path: Path, toy_fi
     assert_same(load(tmp_path / "repacked", tmp_path / "cache"), load(toy, tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("place", ["omniglot", ".", "omniglot-py"])
+@pytest.mark.parametrize(
+    "place", ["omniglot", ".", "omniglot-py", "Omniglot", "omniglot/python", "python", "OMNIGLOT-master/python"]
+)
 def test_every_documented_folder_is_searched(toy: Path, tmp_path: Path, place: str) -> None:
     elsewhere = tmp_path / "elsewhere" / place
     shutil.copytree(toy / "omniglot", elsewhere)
     assert len(load(tmp_path / "elsewhere", tmp_path / "cache")["test"]) == 423
+
+
+@pytest.mark.parametrize("inside", ["omniglot/images", "omniglot", ".", "omniglot/python/images_background", "omniglot.zip"])
+def test_all_alphabets_in_one_place(toy: Path, tmp_path: Path, toy_files: dict[str, dict[str, bytes]], inside: str) -> None:
+    merged = {name.split("/", 1)[1]: data for archive in ARCHIVES for name, data in toy_files[archive].items()}
+    if inside.endswith(".zip"):
+        write_zip(tmp_path / "elsewhere" / inside, merged)
+    else:
+        write_zip(tmp_path / "merged.zip", merged)
+        with zipfile.ZipFile(tmp_path / "merged.zip") as zipped:
+            zipped.extractall(tmp_path / "elsewhere" / inside)
+    assert_same(load(tmp_path / "elsewhere", tmp_path / "cache"), load(toy, tmp_path / "cache"))
+
+
+def test_zips_with_backslashes(toy: Path, tmp_path: Path, toy_files: dict[str, dict[str, bytes]]) -> None:
+    for archive in ARCHIVES:
+        files = {name.replace("/", "\\"): data for name, data in toy_files[archive].items()}
+        write_zip(tmp_path / "windows" / f"{archive}.zip", files)
+    assert_same(load(tmp_path / "windows", tmp_path / "cache"), load(toy, tmp_path / "cache"))
+
+
+def test_what_was_found_instead_is_said(tmp_path: Path) -> None:
+    (tmp_path / "data" / "omniglot" / "strokes").mkdir(parents=True)
+    (tmp_path / "data" / "omniglot" / "omniglot.tar.gz").touch()
+    message = failure(tmp_path / "data", tmp_path / "cache")
+    assert f"found: {tmp_path}/data/omniglot: omniglot.tar.gz, strokes; {tmp_path}/data: omniglot; dataset.download" in message
 
 
 def test_changed_data_is_packed_again(toy: Path, tmp_path: Path, toy_files: dict[str, dict[str, bytes]]) -> None:
