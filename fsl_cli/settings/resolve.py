@@ -33,16 +33,20 @@ FOLDERS: dict[str, tuple[str, Callable[[str], str]]] = {  # the variable that se
 }
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
+def resolve(config: DictConfig, *, throw_on_missing: bool = True) -> dict[str, Any]:
     """The configuration as plain containers, with folders filled in.
+
+    Args:
+        config: composed, or a saved one with overrides on top.
+        throw_on_missing: whether a setting without a default must have a value; otherwise it is left as ``???``.
 
     Raises:
         FslError: an interpolation does not resolve, or a setting without a default is missing.
     """
     try:
-        missing = sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra."))
+        missing = sorted(key for key in OmegaConf.missing_keys(config) if throw_on_missing and not key.startswith("hydra."))
         raise_all([FslError("is missing", where=key, hint=f"it has no default: add {key}=...") for key in missing])
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)
     except OmegaConfBaseException as error:
         raise FslError(first_line(error), where="configuration") from error
     assert isinstance(plain, dict)

@@ -117,8 +117,8 @@ def changed(saved: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, A
         elif key in SWAPPABLE:
             problems += overrides.group_problems([each])
             if not problems:
-                with_options = [place, *(str(other.input_line) for other in parsed if other.key_or_group.startswith(f"{key}."))]
-                config[key] = plain_yaml.escaped(resolve(without_hydra(Composer("train").compose(with_options)))[key])
+                composed = without_hydra(Composer("train").compose([place]))
+                config[key] = plain_yaml.escaped(resolve(composed, throw_on_missing=False)[key])
                 keys += [name for name in overrides.all_keys(config) if name.startswith(f"{key}.")]
         elif key in ("algo", "backbone", "experiment"):
             problems.append(FslError("a trained model cannot change it", where=place, hint="override its options"))
