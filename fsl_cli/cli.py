@@ -22,6 +22,7 @@ VERBS = {
     "ls": "list algorithms, data sets, backbones, hardware and experiments",
     "new": "write a method, backbone or data set of your own: code, configuration and test of an example that works",
     "doctor": "check versions, device, folders and W&B",
+    "completion": "make bash, zsh or fish complete commands, options, values and run folders",
 }
 
 
@@ -71,10 +72,10 @@ def _dispatch(words: list[str]) -> int:
     if ended is not None:
         hint = "a script that was edited on Windows; remove them: sed -i 's/\\r$//' SCRIPT"
         raise FslError("has a carriage return in it", where=repr(ended), hint=hint)
-    asks_help = any(word in ("--help", "-h") for word in words)
+    asks_help = words[:2] != ["completion", "for"] and any(word in ("--help", "-h") for word in words)
     named = [word for word in words if not word.startswith("-")]
     verb = next((word for word in named if word in VERBS), named[0] if named else None)
-    if "--version" in words:
+    if "--version" in words and words[:2] != ["completion", "for"]:
         from importlib.metadata import version
 
         print(f"fsl {version('fsl-cli')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -88,6 +89,10 @@ class RunFolder:
         Raises:
             FslError: the folder is not a run folder, or its config cannot be read.
         """
+        if self.path.is_file():
+            run = self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
+            last = " eval.checkpoint=last" if self.path.name == "last.pt" else ""
+            raise FslError("is a file: name the run folder", where=str(self.path), hint=f"run={shlex.quote(str(run))}{last}")
         if not self.config.is_file():
             reason = "holds no config.yaml" if self.path.is_dir() else "does not exist"
             raise FslError(f"is not a run folder: it {reason}", where=str(self.path), hint=known_runs())

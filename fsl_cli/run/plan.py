@@ -21,6 +21,7 @@ from fsl_cli.compute import processes
 from fsl_cli.errors import FslError, Problems, raise_all
 from fsl_cli.results.files import check_writable
 from fsl_cli.results.run_folder import RunFolder, make_new
+from fsl_cli.run.new_folder import warn_of_new_folder
 from fsl_cli.settings import overrides
 from fsl_cli.settings.compose import (
     Composer,
@@ -117,6 +118,8 @@ def plan_run(words: Sequence[str]) -> Plan:
     folder, new = run_folder(config), is_new(config)
     job = _checked(config, folder, command, words)
     check_writable(folder)
+    if new and job.settings.resume == "auto":
+        warn_of_new_folder(command, "hydra.run.dir", folder, job.config)
     composer.place(config, folder)
     return Plan(composer, config, [job], folder, new, command)
 
@@ -139,6 +142,8 @@ def plan_sweep(words: Sequence[str]) -> Plan:
     of_sweeper = composer.parse(grid_of_sweeper(sweep))
     of_jobs = of_sweeper + [each for each in parsed if not overrides.is_hydras(each)]
     jobs = [] if has_own_sweeper(sweep) else _jobs(composer, sweep, folder, command, overrides.jobs(of_jobs))
+    if new and jobs and jobs[0].settings.resume == "auto":
+        warn_of_new_folder(command, "hydra.sweep.dir", folder, jobs[0].config, jobs[0].folder.relative_to(folder))
     return Plan(composer, sweep, jobs, folder, new, command)
 
 

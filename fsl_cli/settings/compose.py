@@ -170,10 +170,8 @@ class Composer:
                 hydra.show_cfg(self.config_name, asked.overrides, asked.cfg, asked.package, asked.resolve)
             elif asked.info:
                 hydra.show_info(asked.info, self.config_name, asked.overrides)
-            elif asked.hydra_help:
-                hydra.hydra_help(self.config_name, parser, asked)
             else:
-                hydra.shell_completion(self.config_name, asked.overrides)
+                hydra.hydra_help(self.config_name, parser, asked)
 
         self._with_hydra(show)
 

@@ -23,14 +23,20 @@ _EXAMPLES = {
     "ls": ("fsl ls", "fsl ls algo"),
     "new": ("fsl new algo mine", "fsl new backbone wide in=~/research/my_fsl"),
     "doctor": ("fsl doctor",),
+    "completion": (
+        'eval "$(fsl completion bash)"                     # in ~/.bashrc',
+        'eval "$(fsl completion zsh)"                      # in ~/.zshrc, after compinit',
+        "fsl completion fish | source                     # in ~/.config/fish/config.fish",
+    ),
 }
 
-_USAGE = {
+USAGE = {
     "train": "fsl train [-m] [key=value ...]",
     "eval": "fsl eval run=FOLDER [key=value ...]",
     "ls": f"fsl ls [{'|'.join(GROUPS)}]",
     "new": "fsl new algo|backbone|dataset NAME [in=FOLDER]",
     "doctor": "fsl doctor",
+    "completion": "fsl completion bash|zsh|fish",
 }
 
 
@@ -41,7 +47,7 @@ def general(verbs: Mapping[str, str]) -> str:
         "",
         "usage: fsl COMMAND ...",
     ]
-    lines += ["", "commands:", *(f"  {verb:8} {what}" for verb, what in verbs.items())]
+    lines += ["", "commands:", *(f"  {verb:10} {what}" for verb, what in verbs.items())]
     lines += ["", "examples:", *(f"  {line}" for verb in ("train", "eval") for line in _EXAMPLES[verb][:4])]
     lines += ["", "fsl COMMAND --help says more; fsl --version prints the version."]
     return "\n".join(lines)
@@ -49,7 +55,7 @@ def general(verbs: Mapping[str, str]) -> str:
 
 def of(verb: str, what: str) -> str:
     """Answer to ``fsl VERB --help``."""
-    lines = [f"fsl {verb}: {what}", "", f"usage: {_USAGE[verb]}", "", "examples:"]
+    lines = [f"fsl {verb}: {what}", "", f"usage: {USAGE[verb]}", "", "examples:"]
     lines += [f"  {line}" for line in _EXAMPLES[verb]]
     if verb == "train":
         lines += ["", "groups (fsl ls explains them):"]

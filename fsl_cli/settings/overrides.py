@@ -22,7 +22,7 @@ _FLAGS_WITH_VALUE = {
     "--package",
     "-p",
 }
-_FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
+_FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -82,6 +82,12 @@ class HardwareSettings(Section):
     compile: bool = False
 
 
+def _short_enough(tag: str) -> str:
+    if not 1 <= len(tag) <= 64:
+        raise ValueError(f"should have 1 to 64 characters, which is W&B's limit; it has {len(tag)}")
+    return tag
+
+
 class WandbSettings(Section):
     """Weights & Biases."""
 
@@ -90,7 +96,7 @@ class WandbSettings(Section):
     entity: str | None
     group: str | None
     name: str | None
-    tags: list[str] | None
+    tags: list[Annotated[str, AfterValidator(_short_enough)]] | None
 
 
 def _known_resume(value: Literal[False] | str) -> Literal[False] | str:

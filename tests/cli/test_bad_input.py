@@ -162,6 +162,35 @@ def test_saved_configurations_may_not_name_foreign_code(small, fsl):
     assert "algo._target_: 'os.system' may not be built" in outcome.err
 
 
+@pytest.mark.parametrize(("name", "chosen"), [("best.pt", ""), ("last.pt", " eval.checkpoint=last")])
+def test_a_checkpoint_is_no_run_folder_and_what_to_type_is_said(small, fsl, name, chosen):
+    run = small("run")
+    outcome = fsl("eval", f"run={run / 'checkpoints' / name}")
+    assert outcome.code == 2
+    assert (
+        f"best.pt: is a file: name the run folder (run={run})".replace("best.pt", name).replace(")", f"{chosen})")
+        in outcome.err
+    )
+
+
+def test_a_tag_that_is_too_long_for_wandb(fsl, tmp_path):
+    outcome = fsl("train", *merged((f"wandb.tags=[{'a' * 64}]", f"hydra.run.dir={tmp_path / 'run'}")))
+    assert outcome.code == 0, outcome.err
+    outcome = fsl("train", *merged((f"wandb.tags=[a,{'a' * 65}]",)))
+    assert outcome.code == 2
+    assert "wandb.tags" in outcome.err
+    assert "should have 1 to 64 characters, which is W&B's limit; it has 65" in outcome.err
+
+
+def test_a_working_folder_that_has_been_deleted(fsl, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    outcome = fsl("ls", "algo")
+    assert outcome.code == 2
+    assert outcome.err == "error: fsl: the working folder does not exist any more (cd to another one)\n"
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path):
     import subprocess
 

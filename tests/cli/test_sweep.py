@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import shlex
 import signal
 import time
 
@@ -318,3 +319,14 @@ def test_every_job_is_composed_and_checked_once(fsl, tmp_path, monkeypatch):
     assert (len(composed), len(checked)) == (1, 1)
     assert fsl("train", "-m", *merged((f"hydra.sweep.dir={tmp_path / 'sweep'}", "seed=0,1,2"))).code == 0
     assert (len(composed) - 1, len(checked) - 1) == (4, 3)  # what the jobs have in common, then each of them
+
+
+def test_auto_in_a_new_folder_of_a_sweep_names_the_command_that_goes_on(fsl, tmp_path):
+    words = ("-m", *merged(("train.iterations=2", "seed=0,1", "resume=auto")))
+    assert "to be able to go on: fsl train -m" in fsl("train", *words).err
+    (folder,) = (tmp_path / "outputs" / "sweep").iterdir()
+    command = fsl("train", *words).err.strip().partition("to go on with the newest run like this: ")[2]
+    assert command.endswith(f" hydra.sweep.dir={folder}")
+    outcome = fsl(*shlex.split(command)[1:])
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count("resume  ") == 2

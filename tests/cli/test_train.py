@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -323,6 +324,22 @@ def test_auto_begins_again_where_a_run_has_ended_before_its_first_checkpoint(sma
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").touch()
     same_run(small("whole"), small("run", "resume=auto"))
+
+
+def test_auto_in_a_new_folder_names_the_command_that_goes_on(small, fsl, tmp_path):
+    words = merged(("train.iterations=2", "seed=3", "resume=auto"))
+    first = fsl("train", *words)
+    assert first.code == 0, first.err
+    assert first.err.startswith("warning: resume=auto finds nothing in a new folder; to be able to go on: fsl train ")
+    small("outputs/train/other", "train.iterations=2", "seed=4")  # which is newer, and another run
+    second = fsl("train", *words).err
+    (run,) = [path.parent for path in sorted(tmp_path.glob("outputs/train/*/results.json"))[:1]]
+    command = second.strip().partition("to go on with the newest run like this: ")[2]
+    assert command.endswith(f" hydra.run.dir={run}")
+    outcome = fsl(*shlex.split(command)[1:])
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"resume  {run / 'checkpoints/last.pt'}, iteration 2" in outcome.out
+    assert fsl("train", *words, "hydra.run.dir=outputs/named").err == ""
 
 
 def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path):
