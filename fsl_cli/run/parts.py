@@ -83,12 +83,13 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
     hardware.seed_everything(settings.seed)
     shape = dataset.example_shape
     backbone = build_backbone(settings.backbone, dataset)
+    features = feature_width(backbone, shape)  # before the number of classes is asked for, which can take minutes of packing
     algorithm = build.build(
         settings.algo,
         "algo",
         {
             "backbone": backbone,
-            "features": feature_width(backbone, shape),
+            "features": features,
             "ways": problem.outputs,
             "engine": chosen.engine,
             "classes": dataset.classes(),

@@ -167,10 +167,21 @@ def test_a_checkpoint_is_no_run_folder_and_what_to_type_is_said(small, fsl, name
     run = small("run")
     outcome = fsl("eval", f"run={run / 'checkpoints' / name}")
     assert outcome.code == 2
-    assert (
-        f"best.pt: is a file: name the run folder (run={run})".replace("best.pt", name).replace(")", f"{chosen})")
-        in outcome.err
-    )
+    assert f"{name}: is a file: name the run folder (run={run}{chosen})" in outcome.err
+
+
+def test_a_network_that_cannot_take_the_images_is_found_before_they_are_packed(fsl, tmp_path, monkeypatch):
+    from fsl_cli.backbones.mlp import MLP
+
+    def refuse(self, x):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(MLP, "forward", refuse)
+    monkeypatch.setenv("FSL_CACHE_DIR", str(tmp_path / "cache"))
+    outcome = fsl("train", *merged(()))
+    assert outcome.code == 2
+    assert "backbone: does not accept [1, 28, 28] examples: mat1 and mat2 shapes" in outcome.err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_tag_that_is_too_long_for_wandb(fsl, tmp_path):
