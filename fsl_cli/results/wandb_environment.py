@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import tempfile
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -42,16 +43,21 @@ def seconds(name: str, default: float) -> float:
     return float(variable(name) or default)
 
 
+def do_without_a_home_folder() -> None:
+    """Where there is no home folder, tell W&B another place for its settings and caches, since it fails without one."""
+    if os.path.expanduser("~") == "~":
+        missing = [name for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR") if not os.environ.get(name)]
+        os.environ |= dict.fromkeys(missing, tempfile.mkdtemp(prefix="wandb-") if missing else "")
+
+
 def has_api_key() -> bool:
     """Whether W&B finds a key in the environment, in its settings or in the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    do_without_a_home_folder()
     import wandb
 
-    try:
-        settings = wandb.setup().settings
-    except RuntimeError:  # there is no home folder to look for its settings in
-        return False
+    settings = wandb.setup().settings
     if settings.api_key:
         return True
     hosts = [urlparse(settings.base_url).netloc]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fsl_cli.errors import FslError, first_line
-from fsl_cli.results.wandb_environment import resolve_mode, seconds, variable
+from fsl_cli.results.wandb_environment import do_without_a_home_folder, resolve_mode, seconds, variable
 from fsl_cli.show import console
 
 START = 15.0  # seconds that W&B may take to start; WANDB_INIT_TIMEOUT
@@ -57,6 +57,7 @@ class WandbRun:
         run_id: str | None = None,
         goes_on: bool = False,
     ) -> None:
+        do_without_a_home_folder()
         import wandb
 
         self._wandb, self._offline_because, self._lost = wandb, "", False
