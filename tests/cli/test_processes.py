@@ -93,7 +93,7 @@ def checked(warm, tmp_path_factory) -> tuple[Path, str]:
         ["train", *common, f"hydra.run.dir={folder / 'bad'}", "task.ways=5000"],
         ["train", "algo=protonetz"],
         ["train", "-m", *common, "seed=0,1"],
-        ["train", *common, "hydra.run.dir=${now:%f}_${now:%H}", "train.iterations=1"],
+        ["train", *half, "hydra.run.dir=${now:%f}_${now:%H}"],
     ]
     (folder / "commands.json").write_text(json.dumps(lines))
     return folder, both(warm, "two_processes", str(folder), cwd=folder)
