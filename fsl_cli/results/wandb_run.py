@@ -113,9 +113,9 @@ class WandbRun:
         return shlex.join(["wandb", "sync", *map(str, self._fragments(glob.escape(self.id)))])
 
     def _fragments(self, run_id: str) -> list[Path]:
-        """Folders of W&B in which a run has written, oldest first; their names hold the time."""
+        """Folders of W&B in which a run has written, oldest first; their names hold the second in which it began."""
         found = {path for folder in self._folders for path in folder.glob(f"*run-*-{run_id}")}
-        return sorted(found, key=lambda path: path.name.removeprefix("offline-"))
+        return sorted(found, key=lambda path: (path.name.removeprefix("offline-"), path.stat().st_mtime))
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Log what ``metrics.jsonl`` already holds, unless the server has it: an upload replaces what was uploaded before."""

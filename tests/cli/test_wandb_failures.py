@@ -164,6 +164,7 @@ def test_an_upload_of_both_parts_of_a_run_has_every_metric(server, tmp_path):
     for iteration in (1, 2, 3):
         first.log(iteration, {"a": float(iteration)})
     first.finish(1)
+    time.sleep(1.1)  # W&B names folders by the second: in the same one the second part would replace the first
     second = start(folder, "offline", run_id="theid123", goes_on=True)  # from iteration 2
     second.replay([{"iteration": 1, "a": 1.0}, {"iteration": 2, "a": 2.0}])
     second.log(3, {"a": 30.0})

@@ -99,7 +99,7 @@ def test_the_best_come_first_whichever_way_is_better(tmp_path, monkeypatch):
     each = {"a": worse, "nan": nowhere, "damaged": REGRESSION, "b": REGRESSION}
     folders = [folder_with(tmp_path / name, results) for name, results in each.items()]
     (tmp_path / "damaged" / "results.json").write_text('{"version": 2}')
-    words = [f"{folder.name}={folder}" for folder in folders]
+    words = [word for folder in folders for word in ("--row", folder.name, str(folder))]
     files = ["--markdown", str(tmp_path / "t.md"), "--csv", str(tmp_path / "t.csv")]
     monkeypatch.setattr("sys.argv", ["tables", *words, *files, "--best-first"])
     assert tables.main() == 1
