@@ -19,6 +19,12 @@ LABEL = ("label", "class", "class_name", "category")
 Members = TypeVar("Members")
 
 
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raise ValueError unless the fractions add up to 1."""
+    if abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions {fractions} add up to {sum(fractions):g}, not to 1")
+
+
 def split_by_fractions(classes: Mapping[str, Members], fractions: Sequence[float], seed: int) -> dict[str, dict[str, Members]]:
     """Whole classes drawn for each split; every split gets at least one.
 

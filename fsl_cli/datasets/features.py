@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Len, Lt
 
-from fsl_cli.datasets.class_splits import SPLITS, split_by_file, split_by_fractions, split_name
+from fsl_cli.datasets.class_splits import SPLITS, check_fractions, split_by_file, split_by_fractions, split_name
 from fsl_cli.datasets.dataset import ExampleClasses, SplitName
 from fsl_cli.datasets.feature_files import FeatureTable, read_features, rows_with_missing
 from fsl_cli.episodes.class_images import ClassImages
@@ -50,8 +50,7 @@ class Features(ExampleClasses):
         self.split_file = Path(split_file).expanduser() if split_file else None
         self.fractions, self.split_seed = fractions, split_seed
         self.standardize, self.missing = standardize, missing
-        if abs(sum(fractions) - 1) > 1e-6:
-            raise ValueError(f"fractions {fractions} add up to {sum(fractions):g}, not to 1")
+        check_fractions(fractions)
 
     def split(self, name: SplitName) -> ClassImages:
         """The classes of one split, sorted by name; their rows in the order of the file.

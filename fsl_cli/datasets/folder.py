@@ -14,7 +14,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Len, Lt
 
 from fsl_cli.datasets import picture_lists
-from fsl_cli.datasets.class_splits import SPLITS, split_by_file, split_by_fractions
+from fsl_cli.datasets.class_splits import SPLITS, check_fractions, split_by_file, split_by_fractions
 from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.image_files import readable
 from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
@@ -78,8 +78,7 @@ class Folder(ImageClasses):
         self.size, self.channels, self.fit, self.invert = size, channels, fit, invert
         self.min_images, self.max_unreadable = min_images, max_unreadable
         self.progress, self.warn = progress, warn or (lambda text: None)
-        if abs(sum(fractions) - 1) > 1e-6:
-            raise ValueError(f"fractions {fractions} add up to {sum(fractions):g}, not to 1")
+        check_fractions(fractions)
 
     def split(self, name: SplitName) -> ClassImages:
         """The classes of one split, memory-mapped; the first call decodes and packs the pictures.
