@@ -24,7 +24,9 @@ Deviations from the paper: support sets are labelled, so there is one sigma and 
 episodes have ``train_ways`` classes; sigma starts at 0.5 where the authors' code has 5; schedules are shorter; the network
 is the configured backbone, which by default uses strides where theirs uses max-pooling. As in that code, with which
 Algorithm 1 was compared, the assignments z and the threshold are constants to the gradient, rho is the mean over the
-dimensions of the unbiased variance, and there is one pass over the support set.
+dimensions of the unbiased variance, and there is one pass over the support set. In that code, an image is compared with the
+first cluster of its class only, and the last network is tested; here, as in Algorithm 1, with all of them, and the network
+that is best in validation.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``sigma``;
 ``threshold``, lambda; ``clusters``, prototypes per class.

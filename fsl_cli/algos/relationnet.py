@@ -26,7 +26,8 @@ Deviations from the paper: by default tests are inductive, and the images of an 
 the configured one, whose maps of Omniglot are 2x2 (``backbone.downsample=max_pool_twice`` is the paper's, with maps of 5x5);
 episodes may have ``train_ways`` classes, where the paper trains with the ways of the test; weights start as in PyTorch;
 schedules are shorter. The authors' code draws its 1,200 training classes at random and keeps the network that is best on the
-test classes; here the split is that of Vinyals et al. (2016) and the validation split decides.
+test classes, and standardises the pixels; here the split is that of Vinyals et al. (2016), the validation split decides, and
+pixels are in 0..1.
 
 Logged: ``loss`` (mean squared error) and ``accuracy`` on the queries of the training episodes, which have ``train_ways``
 ways; ``relation_same`` and ``relation_different``, the mean score of a query with its class and with the others.
