@@ -19,6 +19,7 @@ from fsl_cli.show.streams import lasting_streams
 VERBS = {
     "train": "meta-train, validate and test; -m runs a sweep",
     "eval": "meta-test a trained run again, on any task",
+    "data": "data sets: what is here (ls), pack now (prepare), check (verify), look at (show)",
     "ls": "list algorithms, data sets, backbones, hardware and experiments",
     "new": "write a method, backbone or data set of your own: code, configuration and test of an example that works",
     "doctor": "check versions, device, folders and W&B",

@@ -27,10 +27,20 @@ class FslError(Exception):
     def __str__(self) -> str:
         where = f"{self.where}: " if self.where else ""
         hint = f" ({self.hint})" if self.hint else ""
-        return " ".join(f"{where}{self.what}{hint}".split())
+        return printable(" ".join(f"{where}{self.what}{hint}".split()))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.what, self.where, self.hint)
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters, line ends too, written as ``\x1b`` and ``\n``.
+
+    Names of files and classes may hold any character, also those that move the cursor of a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def keep_traceback(error: Exception) -> str:

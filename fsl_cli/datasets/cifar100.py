@@ -12,16 +12,17 @@ from typing import Literal
 import numpy as np
 
 from fsl_cli.datasets.cifar100_files import Found, find
-from fsl_cli.datasets.dataset import ImageClasses, SplitName
+from fsl_cli.datasets.dataset import SPLITS, ImageClasses, SplitName
 from fsl_cli.datasets.download import fetch
-from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_folder, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.review import Read
+from fsl_cli.datasets.status import Status
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 MD5 = "eb9058c3a382ffc7106e4002c42a8d85"  # as published by torchvision
 PICTURES = 600
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 class Cifar100(ImageClasses):
@@ -63,6 +64,20 @@ class Cifar100(ImageClasses):
         """int64 ``[classes]``, pictures per class of one split. Raises the same errors as `split`."""
         return packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
 
+    def status(self) -> Status:
+        """CIFAR-100 in whatever layout; the number of classes is known without it."""
+        counts = {split: np.full(len(names), PICTURES) for split, names in class_split(self.name).items()}
+        found = find(self._places)
+        if found is None:
+            get = (
+                f"downloaded at first use: {self._archive}"
+                if self.download
+                else f"put {self._archive.name} into {self.data_dir}"
+            )
+            return Status(missing=f"{get} (169 MB)", counts=counts)
+        published = {found.path: MD5} if found.path.name == self._archive.name else {}
+        return Status((found.path,), None, pack_folder(self.cache_dir, self.name, self._key), counts, published)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of every picture."""
@@ -72,26 +87,41 @@ class Cifar100(ImageClasses):
     def _key(self) -> str:
         return pack_key(content=self._files.fingerprint(), split=class_split(self.name))
 
+    @property
+    def _places(self) -> list[Path]:
+        return [*(self.data_dir / name for name in ("cifar_fs", "cifar100", "fc100")), self.data_dir]
+
+    @property
+    def _archive(self) -> Path:
+        """The file that a download makes."""
+        return self._places[0] / SOURCE.rpartition("/")[2]
+
     @cached_property
     def _files(self) -> Found:
-        places = [*(self.data_dir / name for name in ("cifar_fs", "cifar100", "fc100")), self.data_dir]
-        return find(places) or self._fetch(places)
+        return find(self._places) or self._fetch()
 
-    def _fetch(self, places: list[Path]) -> Found:
+    def _fetch(self) -> Found:
         reason = "dataset.download is off"
         try:
             if self.download:
-                fetch(SOURCE, places[0] / SOURCE.rpartition("/")[2], md5=MD5, progress=self.progress)
-                found = find(places)
+                fetch(SOURCE, self._archive, md5=MD5, progress=self.progress)
+                found = find(self._places)
                 assert found is not None
                 return found
         except FslError as problem:
             reason = f"{problem.where}: {problem.what}"
         raise FslError(
             f"neither cifar100.zip, cifar100/data nor cifar-100-python found; {reason}",
-            where=", ".join(str(place) for place in places),
+            where=", ".join(str(place) for place in self._places),
             hint="set data_dir=... or FSL_DATA_DIR to the folder that contains one of them; dataset=glyphs needs no data",
         )
+
+    def examples(self) -> Iterator[Read]:
+        """Every picture as the files have it. Raises `FslError` at the first that cannot be decoded."""
+        for split, names in class_split(self.name).items():
+            for label, pictures in self._files.classes(names):
+                for number, content in enumerate(pictures, start=1):
+                    yield Read(split, label, f"{self._files.path}: {label} number {number}", content)
 
     def _source(self) -> PackSource:
         splits = class_split(self.name)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
+from fsl_cli.datasets.review import Read
+from fsl_cli.datasets.status import Status
 from fsl_cli.episodes import Classification, EpisodeSampler, Problem, Task
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes.sampler import Sampler, task_problems
 from fsl_cli.errors import FslError
 
 SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 class Dataset(Protocol):
     """The interface of a data set.
+
+    Two more methods are for ``fsl data``, and a data set may lack them: ``status() -> Status``, where it is read from files,
+    and ``examples() -> Iterator[Read]``, where its examples can be enumerated.
 
     Attributes:
         name: its name on the command line.
@@ -63,6 +69,18 @@ class ExampleClasses(ABC):
     @abstractmethod
     def example_shape(self) -> tuple[int, ...]:
         """Shape of every example."""
+
+    def status(self) -> Status:
+        """What there is of it on this machine; here: it needs no files."""
+        return Status()
+
+    def examples(self) -> Iterator[Read]:
+        """Every example of every split, as it is read from the files; here: as `split` returns it."""
+        for split in SPLITS:
+            images = self.split(split)
+            for label, count, first in zip(images.names, images.counts, images.offsets, strict=True):
+                for number in range(count):
+                    yield Read(split, label, f"{label} number {number + 1}", images.images[first + number].numpy())
 
     def problem(self, task: Task) -> Problem:
         """Classification into the ways of the task."""

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Len, Lt
 from fsl_cli.datasets.class_splits import SPLITS, check_fractions, split_by_file, split_by_fractions, split_name
 from fsl_cli.datasets.dataset import ExampleClasses, SplitName
 from fsl_cli.datasets.feature_files import FeatureTable, read_features, rows_with_missing
+from fsl_cli.datasets.status import Status
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
@@ -66,6 +67,11 @@ class Features(ExampleClasses):
     def counts(self, name: SplitName) -> np.ndarray:
         """int64 ``[classes]``, examples per class of one split. Raises the same errors as `split`."""
         return np.array([len(each) for each in self._rows[name].values()], dtype=np.int64)
+
+    def status(self) -> Status:
+        """Its file, which is read to count the rows of each class. Raises the errors of `split`."""
+        counts = {split: np.array([len(rows) for rows in classes.values()]) for split, classes in self._rows.items()}
+        return Status((self.file,), counts=counts)
 
     @property
     def example_shape(self) -> tuple[int, ...]:

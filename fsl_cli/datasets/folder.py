@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,9 +18,11 @@ from fsl_cli.datasets import picture_lists
 from fsl_cli.datasets.class_splits import SPLITS, check_fractions, split_by_file, split_by_fractions
 from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.image_files import readable
-from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_counts, pack_folder, pack_key, packed_counts, packed_split
 from fsl_cli.datasets.picture_lists import Splits
 from fsl_cli.datasets.pictures import Fit, Undecodable, picture
+from fsl_cli.datasets.review import Read, Review
+from fsl_cli.datasets.status import Status
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
@@ -92,6 +95,15 @@ class Folder(ImageClasses):
         """int64 ``[classes]``, pictures per class of one split. Raises the same errors as `split`."""
         return packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
 
+    def status(self) -> Status:
+        """Its folder. Before packing, unreadable pictures count too. Raises the errors of `split`."""
+        counts = {
+            split: np.array([len(pictures) for pictures in classes.values()], dtype=np.int64)
+            for split, classes in self._found.items()
+        }
+        pack = pack_folder(self.cache_dir, self.name, self._key)
+        return Status((self.root,), None, pack, pack_counts(pack) or counts)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of every picture."""
@@ -136,30 +148,30 @@ class Folder(ImageClasses):
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """The pictures of each class; warns at the end of what was left out and what is there twice."""
-        unreadable: list[str] = []
-        small: list[str] = []
-        seen: dict[bytes, tuple[str, Path]] = {}
-        twice: list[str] = []
+        review, small = Review(), []
         total = sum(len(pictures) for classes in self._found.values() for pictures in classes.values())
+        for (_, label), reads in groupby(self.examples(), key=lambda read: (read.split, read.label)):
+            usable = []
+            for read in reads:
+                review.add(read)
+                usable += [read.content] if not isinstance(read.content, str) else []
+            if len(review.unreadable) > self.max_unreadable * total:
+                raise self._too_many(review.unreadable, total)
+            if len(usable) < self.min_images:
+                small.append(f"{label} ({len(usable)})")
+                usable = []
+            yield np.stack(usable) if usable else np.empty((0, *self.image_shape), np.uint8)
+        self._report("unreadable pictures left out", review.unreadable)
+        self._report(f"classes with fewer than {self.min_images} pictures left out", small)
+        self._report("pictures are in two splits, so a test may have been seen in training", review.twice["in two splits"])
+
+    def examples(self) -> Iterator[Read]:
+        """Every picture of the folder, decoded and resized, or why it cannot be."""
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
             for split, classes in self._found.items():
-                for name, paths in classes.items():
-                    decoded = list(zip(paths, pool.map(self._decoded, paths), strict=True))
-                    unreadable += [f"{path}: {found}" for path, found in decoded if isinstance(found, str)]
-                    if len(unreadable) > self.max_unreadable * total:
-                        raise self._too_many(unreadable, total)
-                    usable = [(path, found) for path, found in decoded if not isinstance(found, str)]
-                    for path, found in usable:
-                        other = seen.setdefault(hashlib.sha256(found.tobytes()).digest(), (split, path))
-                        if other[0] != split:
-                            twice.append(f"{path} ({split}) is {other[1]} ({other[0]})")
-                    if len(usable) < self.min_images:
-                        small.append(f"{name} ({len(usable)})")
-                        usable = []
-                    yield np.stack([found for _, found in usable]) if usable else np.empty((0, *self.image_shape), np.uint8)
-        self._report("unreadable pictures left out", unreadable)
-        self._report(f"classes with fewer than {self.min_images} pictures left out", small)
-        self._report("pictures are in two splits, so a test may have been seen in training", twice)
+                for label, paths in classes.items():
+                    for path, found in zip(paths, pool.map(self._decoded, paths), strict=True):
+                        yield Read(split, label, str(path), found)
 
     def _decoded(self, path: Path) -> np.ndarray | str:
         try:

@@ -17,7 +17,8 @@ from fsl_cli.datasets import glyph_classes, glyph_drawing
 from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.glyph_classes import FACES, SPLITS, Glyph, font_path
 from fsl_cli.datasets.glyph_drawing import drawings
-from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_counts, pack_folder, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.status import Status
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
@@ -64,6 +65,11 @@ class Glyphs(ImageClasses):
     def counts(self, name: SplitName) -> np.ndarray:
         """int64 ``[classes]``, images per class of one split, without reading its images. Raises what `split` raises."""
         return packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
+
+    def status(self) -> Status:
+        """It needs no files but matplotlib's fonts."""
+        pack = pack_folder(self.cache_dir, self.name, self._key)
+        return Status(pack=pack, counts=pack_counts(pack))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

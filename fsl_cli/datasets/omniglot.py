@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +20,9 @@ from fsl_cli.datasets import omniglot_files
 from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.download import fetch
 from fsl_cli.datasets.image_files import ImageFiles, ZipImages, read_image
-from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_folder, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.review import Read
+from fsl_cli.datasets.status import Status
 from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes.grouped_sampler import GroupedSampler, grouped_task_problems
@@ -127,6 +130,19 @@ class Omniglot(ImageClasses):
     def _grouped_task(self, split: SplitName, task: Task) -> Task:
         return replace(task, ways=min(task.ways, int(self.groups(split).max()) + 1)) if split == "val" else task
 
+    def status(self) -> Status:
+        """The two archives; the number of classes is known without them."""
+        found = [self._find(archive) for archive in MD5]
+        repeats = 4 if self.rotations is True else 1
+        counts = {name: np.full(repeats * size, DRAWINGS) for name, size in Counter(vinyals_split().values()).items()}
+        files = tuple(archive.path for archive in found if archive)
+        if None in found:
+            place = self.data_dir / "omniglot"
+            get = "downloaded at first use" if self.download else f"put {' and '.join(f'{each}.zip' for each in MD5)} there"
+            return Status(files, f"{get}: {place} (14 MB)", counts=counts)
+        published = {path: MD5[path.stem] for path in files if path.name in {f"{archive}.zip" for archive in MD5}}
+        return Status(files, None, pack_folder(self.cache_dir, self.name, self._key), counts, published)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of every image."""
@@ -161,12 +177,28 @@ class Omniglot(ImageClasses):
             hint="set data_dir=... or FSL_DATA_DIR to the folder that contains omniglot/; dataset=glyphs needs no data",
         )
 
-    def _source(self) -> PackSource:
-        drawings = {
+    def examples(self) -> Iterator[Read]:
+        """Every drawing, decoded and resized, or why it cannot be; without rotations."""
+        split_of = vinyals_split()
+        for character, (archive, names) in self._drawings().items():
+            for name in names:
+                content: np.ndarray | str
+                try:
+                    content = _ink(read_image(archive, name), self.size)[None]
+                except FslError as problem:
+                    content = problem.what
+                yield Read(split_of[character], character, f"{archive.path}: {name}", content)
+
+    def _drawings(self) -> dict[str, tuple[ImageFiles, list[str]]]:
+        """For each character, its archive and its files there."""
+        return {
             character: (archive, names)
             for archive_name, archive in self._archives.items()
             for character, names in checked_drawings(archive, archive_name).items()
         }
+
+    def _source(self) -> PackSource:
+        drawings = self._drawings()
         split_of = vinyals_split()
         ordered = {split: [c for c in drawings if split_of[c] == split] for split in SPLITS}
         return PackSource(

@@ -60,6 +60,25 @@ def pack_key(**content_and_settings: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def pack_folder(cache_dir: Path, dataset: str, key: str) -> Path:
+    """The folder of a pack, whether it is there or not; arguments as in :func:`packed_split`."""
+    return cache_dir / "packs" / f"{dataset}-{key}"
+
+
+def pack_counts(folder: Path) -> dict[str, np.ndarray]:
+    """For each split of a pack, int64 ``[classes]``, images per class; empty if there is no pack in this folder."""
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        return {split: np.asarray(entry["counts"], dtype=np.int64) for split, entry in index.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def damaged_splits(folder: Path) -> list[str]:
+    """The splits of a pack that are damaged; reads all of it."""
+    return [split for split in pack_counts(folder) or ["every"] if _open_split(folder, split) is None]
+
+
 def packed_split(
     cache_dir: Path,
     dataset: str,
@@ -84,7 +103,7 @@ def packed_split(
     Raises:
         FslError: the cache folder is not writable, or an error of ``source``.
     """
-    folder = cache_dir / "packs" / f"{dataset}-{key}"
+    folder = pack_folder(cache_dir, dataset, key)
     return _read_or_pack(folder, lambda: _open_split(folder, split), source, progress or silent)
 
 
@@ -97,7 +116,7 @@ def packed_counts(
     progress: ProgressFactory | None = None,
 ) -> np.ndarray:
     """int64 ``[classes]``, images per class of ``split``; does not read images. Arguments as in :func:`packed_split`."""
-    folder = cache_dir / "packs" / f"{dataset}-{key}"
+    folder = pack_folder(cache_dir, dataset, key)
     return _read_or_pack(folder, lambda: _read_counts(folder, split), source, progress or silent)
 
 

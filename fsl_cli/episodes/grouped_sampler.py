@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -49,6 +51,12 @@ class GroupedSampler(EpisodeSampler):
     def problems(self) -> list[FslError]:
         """The reasons why the task cannot be drawn."""
         return grouped_task_problems(self.source.counts, self.groups, self.modes, self.split, self.task)
+
+    def class_names(self, classes: Sequence[int]) -> list[str]:
+        """What the names of all classes of a group have before a ``/``; or the number of the group."""
+        members = [[self.source.names[i] for i in np.flatnonzero(self.groups == group).tolist()] for group in classes]
+        before = [{name.rpartition("/")[0] for name in names} for names in members]
+        return [next(iter(each)) if len(each) == 1 else f"group {k}" for each, k in zip(before, classes, strict=True)]
 
     def indices(self, first: int, count: int) -> EpisodeIndices:
         """The groups, in place of classes, and the images of episodes ``first .. first+count-1``."""

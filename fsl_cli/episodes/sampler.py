@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,6 +100,10 @@ class EpisodeSampler:
     def problems(self) -> list[FslError]:
         """The reasons why the task cannot be drawn."""
         return task_problems(self.source.counts, self.split, self.task)
+
+    def class_names(self, classes: Sequence[int]) -> list[str]:
+        """Names of classes by their numbers in `Episodes.classes`."""
+        return [self.source.names[number] for number in classes]
 
     def uniform(self, first: int, count: int, needed: int) -> np.ndarray:
         """float64 ``[count, needed]`` in [0, 1): the numbers of episodes ``first .. first+count-1``."""

@@ -17,7 +17,7 @@ from fsl_cli.episodes import Problem, Task
 from fsl_cli.episodes.sampler import Sampler
 from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build
-from fsl_cli.settings.schema import ModelSettings
+from fsl_cli.settings.schema import DataSettings, ModelSettings
 from fsl_cli.show.console import progress, warn
 
 
@@ -76,9 +76,8 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
         warn,
         compile=chosen.compile,
     )
-    folders = {"data_dir": settings.data_dir, "cache_dir": settings.cache_dir, "progress": progress, "warn": warn}
-    dataset: Dataset = build.build(settings.dataset, "dataset", folders)
-    task = Task(settings.task.ways or 1, settings.task.shots, settings.task.queries)
+    dataset = build_dataset(settings)
+    task = task_of(settings)
     problem = dataset.problem(replace(task, ways=trained_ways or 1))
     hardware.seed_everything(settings.seed)
     shape = dataset.example_shape
@@ -104,6 +103,22 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
         examples = max(each.ways * (each.shots + each.queries) for each in (train_task, task))
         used.task_chunk = hardware.automatic_chunk(used.device, examples * math.prod(shape))
     return Parts(dataset, algorithm, used, task, train_task)
+
+
+def build_dataset(settings: DataSettings) -> Dataset:
+    """The data set, which reads no files yet.
+
+    Raises:
+        FslError: it refuses its options.
+    """
+    folders = {"data_dir": settings.data_dir, "cache_dir": settings.cache_dir, "progress": progress, "warn": warn}
+    dataset: Dataset = build.build(settings.dataset, "dataset", folders)
+    return dataset
+
+
+def task_of(settings: DataSettings) -> Task:
+    """Shape of the tested episodes; one way where there are no classes."""
+    return Task(settings.task.ways or 1, settings.task.shots, settings.task.queries)
 
 
 def _of_the_classes_there(train_task: Task, task: Task, classes: int | None, splits: Sequence[SplitName]) -> Task:

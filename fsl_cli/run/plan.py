@@ -111,10 +111,7 @@ def plan_run(words: Sequence[str]) -> Plan:
         Problems: everything that is wrong with it.
     """
     composer, command, words = Composer("train"), shlex.join(["fsl", "train", *words]), as_typed(words)
-    every_job = overrides.jobs(_parsed(composer, words))
-    if len(every_job) > 1:
-        raise FslError(f"these overrides make {len(every_job)} jobs", where="fsl train", hint="add -m to run them all")
-    config = _composed(composer, words, lambda: composer.compose(words))
+    config = compose_one(composer, words, "fsl train", "add -m to run them all")
     folder, new = run_folder(config), is_new(config)
     job = _checked(config, folder, command, words)
     check_writable(folder)
@@ -122,6 +119,25 @@ def plan_run(words: Sequence[str]) -> Plan:
         warn_of_new_folder(command, "hydra.run.dir", folder, job.config)
     composer.place(config, folder)
     return Plan(composer, config, [job], folder, new, command)
+
+
+def compose_one(composer: Composer, words: Sequence[str], command: str, hint: str) -> DictConfig:
+    """The configuration of words that make one job, as `as_typed` returns them.
+
+    Args:
+        composer: composes it.
+        words: overrides.
+        command: of which they are the words, for messages.
+        hint: what to do if they make several jobs.
+
+    Raises:
+        Problems: groups and keys that do not exist.
+        FslError: they make several jobs, or Hydra cannot compose them.
+    """
+    every_job = overrides.jobs(_parsed(composer, words))
+    if len(every_job) > 1:
+        raise FslError(f"these overrides make {len(every_job)} jobs", where=command, hint=hint)
+    return _composed(composer, words, lambda: composer.compose(words))
 
 
 def plan_sweep(words: Sequence[str]) -> Plan:

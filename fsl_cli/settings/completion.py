@@ -14,6 +14,14 @@ SHELLS = ("bash", "zsh", "fish")
 _OF_VERB: dict[str, tuple[str, ...]] = {"ls": GROUPS, "new": ("algo", "backbone", "dataset"), "completion": SHELLS}
 _FOLDERS = {"run", "resume", "hydra.run.dir", "hydra.sweep.dir", "data_dir", "cache_dir", "in"}
 _TESTED = ("task", "eval", "hardware", "dataset", "algo", "backbone", "data_dir", "cache_dir")  # what fsl eval may override
+_OF_DATA: dict[str, tuple[str, ...]] = {  # the commands of fsl data and their own options
+    "ls": (),
+    "prepare": (),
+    "verify": ("json",),
+    "show": ("class", "episode", "split", "to"),
+}
+_WITH_DATA = ("task", "dataset", "data_dir", "cache_dir")  # what they may override
+_SPLITS = ("train", "val", "test")
 _IN_GROUPS = ("algo", "dataset", "backbone", "hardware")
 
 
@@ -28,7 +36,9 @@ def completions(verbs: Sequence[str], words: Sequence[str]) -> list[str]:
     verb = next((word for word in done if word in verbs), None)
     if verb is None:
         found = [*verbs, "--help", "--version"]
-    elif verb not in ("train", "eval"):
+    elif verb == "data" and not set(done) & set(_OF_DATA):
+        found = [*_OF_DATA, "--help"]
+    elif verb not in ("train", "eval", "data"):
         found = [*_OF_VERB.get(verb, ()), "--help"]
     elif "=" in last:
         key, _, value = last.partition("=")
@@ -42,6 +52,9 @@ def _keys(verb: str, words: Sequence[str]) -> list[str]:
     keys = [*GROUPS, *_options(words), "hydra.run.dir", "hydra.sweep.dir"]
     if verb == "train":
         return keys
+    if verb == "data":
+        own = [key for word in words for key in _OF_DATA.get(word, ())]
+        return [*own, *(key for key in keys if key.split(".")[0] in _WITH_DATA)]
     return ["run", *(key for key in keys if key.split(".")[0] in _TESTED), "hydra.run.dir"]
 
 
@@ -49,6 +62,8 @@ def _values(verb: str, key: str, value: str, words: Sequence[str]) -> Iterator[s
     earlier, comma, last = value.rpartition(",")  # of a sweep
     if key in GROUPS:
         yield from (f"{earlier}{comma}{name}" for name in members(key))
+    elif key == "split" and verb == "data":
+        yield from _SPLITS
     elif key in _FOLDERS:
         yield from ["auto"] * (key == "resume")
         yield from _folders(last if not earlier else value, runs=key in ("run", "resume"))

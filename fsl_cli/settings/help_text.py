@@ -6,6 +6,13 @@ from collections.abc import Mapping
 
 from fsl_cli.settings.conf_files import GROUPS, choices, conf_dir
 
+DATA = {  # the commands of fsl data
+    "ls": "which data sets are here or packed, their sizes, and how to get the others; downloads and packs nothing",
+    "prepare": "download and pack now, which otherwise happens at the start of the first run",
+    "verify": "read everything again: counts, checksums, unreadable files, the same example twice, damaged packs",
+    "show": "a picture of some classes, of one class or of an episode, and a table of classes with their counts",
+}
+
 _EXAMPLES = {
     "train": (
         "fsl train                                       # MAML on glyphs, no download",
@@ -20,6 +27,14 @@ _EXAMPLES = {
         "fsl eval run=outputs/train/FOLDER dataset=omniglot",
         "fsl eval run=outputs/train/FOLDER algo.batch_norm=inductive",
     ),
+    "data": (
+        "fsl data ls                                             # what is here, what is missing and how to get it",
+        "fsl data prepare dataset=folder dataset.root=photos     # pack now, not at the start of the first run",
+        "fsl data verify dataset=folder dataset.root=photos task.shots=5 json=report.json",
+        "fsl data show dataset=glyphs                            # a contact sheet of some classes",
+        "fsl data show dataset=omniglot class=Greek/character01 to=alpha.png",
+        "fsl data show dataset=glyphs episode=3 split=train task.shots=5",
+    ),
     "ls": ("fsl ls", "fsl ls algo"),
     "new": ("fsl new algo mine", "fsl new backbone wide in=~/research/my_fsl"),
     "doctor": ("fsl doctor",),
@@ -33,6 +48,7 @@ _EXAMPLES = {
 USAGE = {
     "train": "fsl train [-m] [key=value ...]",
     "eval": "fsl eval run=FOLDER [key=value ...]",
+    "data": f"fsl data {'|'.join(DATA)} [key=value ...]",
     "ls": f"fsl ls [{'|'.join(GROUPS)}]",
     "new": "fsl new algo|backbone|dataset NAME [in=FOLDER]",
     "doctor": "fsl doctor",
@@ -63,6 +79,15 @@ def of(verb: str, what: str) -> str:
         lines += ["", "settings and their defaults:", *_settings()]
         lines += ["", "fsl train algo=maml --cfg job shows every option of the chosen members."]
         lines += ["Hydra's flags work too, e.g. -m (sweep), --cfg job (show the configuration)."]
+    if verb == "data":
+        lines += ["", "commands:", *(f"  {name:8} {what}" for name, what in DATA.items())]
+        lines += [
+            "",
+            "dataset=NAME, dataset.*, task.*, data_dir and cache_dir mean what they mean in fsl train. Also:",
+            "  verify: json=FILE writes what was found; the exit code is 1 if something is unreadable or damaged, or the task",
+            "          cannot be drawn; the same example twice, and an archive other than the published one, are reported only",
+            "  show:   class=NAME or episode=NUMBER; split=train|val|test (default: train); to=FILE.png",
+        ]
     if verb == "new":
         lines += [
             "",

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build
-from fsl_cli.settings.schema import ModelSettings, Settings
+from fsl_cli.settings.schema import DataSettings, ModelSettings, Settings
 from fsl_cli.settings.targets import target_of
 
-Checked = TypeVar("Checked", bound=ModelSettings)
+Checked = TypeVar("Checked", bound=DataSettings)
 
 # What the program hands to a constructor itself; every other parameter is an option of the YAML file.
 RUNTIME = {
@@ -90,6 +90,15 @@ def validate_model(config: dict[str, Any]) -> ModelSettings:
         Problems: everything that is wrong with it.
     """
     return _validated({key: value for key, value in config.items() if key in ModelSettings.model_fields}, ModelSettings)
+
+
+def validate_data(config: dict[str, Any]) -> DataSettings:
+    """Check what a data set and its episodes need of a configuration; the rest of it may be anything.
+
+    Raises:
+        Problems: everything that is wrong with it.
+    """
+    return _validated({key: value for key, value in config.items() if key in DataSettings.model_fields}, DataSettings)
 
 
 def _validated(config: dict[str, Any], schema: type[Checked]) -> Checked:

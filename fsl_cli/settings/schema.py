@@ -105,18 +105,23 @@ def _known_resume(value: Literal[False] | str) -> Literal[False] | str:
     return value
 
 
-class ModelSettings(Section):
-    """What a test of a trained model needs. ``dataset``, ``backbone`` and ``algo`` are nodes for `fsl_cli.settings.build`."""
+class DataSettings(Section):
+    """What a data set and its episodes need. ``dataset`` is a node for `fsl_cli.settings.build`."""
 
     dataset: dict[str, Any]
-    backbone: dict[str, Any]
-    algo: dict[str, Any]
     task: TaskSettings
     eval: EvalSettings
-    hardware: HardwareSettings
     seed: int = Field(ge=0, lt=2**63)  # what torch's generators take
     data_dir: Path
     cache_dir: Path
+
+
+class ModelSettings(DataSettings):
+    """What a test of a trained model needs. ``backbone`` and ``algo`` are nodes for `fsl_cli.settings.build`."""
+
+    backbone: dict[str, Any]
+    algo: dict[str, Any]
+    hardware: HardwareSettings
 
 
 class Settings(ModelSettings):

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fsl_cli.errors import printable
+
 log = logging.getLogger("fsl")
 log.addHandler(logging.NullHandler())  # without it, logging would print warnings to standard error
 out = Console(highlight=False, soft_wrap=True)
@@ -47,17 +49,18 @@ def say(text: str, style: str | None = None) -> None:
 def warn(text: str) -> None:
     """Print one warning to standard error and write it to the run's log."""
     log.warning(text)
-    err.print(f"warning: {text}", markup=False, style="yellow")
+    err.print(f"warning: {printable(text)}", markup=False, style="yellow")
 
 
 def fail(text: str) -> None:
     """Print one error to standard error and write it to the run's log."""
     log.error(text)
-    err.print(f"error: {text}", markup=False, style="red")
+    err.print(f"error: {printable(text)}", markup=False, style="red")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: with borders on a terminal, otherwise tab-separated."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     if not _draws():
         for row in [columns, *rows]:
             print("\t".join(row), file=out.file)  # rich would turn tabs into spaces
@@ -125,6 +128,15 @@ class TrainingProgress:
         elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:
             say(f"train {iteration}/{self._total}  {line}")
             self._last_line = time.monotonic()
+
+
+def size(count: float) -> str:
+    """A number of bytes in kB, MB or GB, powers of 1,000."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 9.95 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
 
 
 def clock(seconds: float) -> str:

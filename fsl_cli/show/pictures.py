@@ -76,6 +76,32 @@ def draw_fit(support: Labelled, curve: Labelled, predicted: Mapping[str, Tensor]
     figure.savefig(path, dpi=100)
 
 
+def draw_points(support: Labelled, query: Labelled, title: str, file: IO[bytes]) -> None:
+    """Draw a regression episode: its support points, and its query points joined in the order of x.
+
+    Args:
+        support: x and y of the support points, ``[S]`` each.
+        query: x and y of the query points, ``[B]`` each.
+        title: of the picture.
+        file: receives a PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    order = query[0].argsort()
+    axes.plot(*(each[order].numpy() for each in query), ".-", color="grey", linewidth=0.8, markersize=3, label="queries")
+    axes.plot(*(each.numpy() for each in support), "^", color="purple", label=f"{len(support[0])} support points")
+    axes.set_xlabel("x")
+    axes.set_ylabel("y")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, format="png", dpi=100)
+
+
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, float, float]]], label: str, episodes: int, file: IO[bytes]) -> None:
     """Draw a score along curves with its 95% confidence intervals, one panel per curve.
 

@@ -14,6 +14,7 @@ from command_line import Run, composed, shell
 
 from fsl_cli.cli import VERBS
 from fsl_cli.settings.conf_files import GROUPS, choices
+from fsl_cli.settings.help_text import DATA
 
 # Completes the words that it is given as bash does when Tab is pressed behind them.
 PRESS_TAB = r"""
@@ -40,6 +41,12 @@ def test_verbs_groups_members_options_and_values(fsl: Run):
     assert offered(fsl, "train", "--h") == ["--help"]
     assert offered(fsl, "ls", "exp") == ["experiment"]
     assert offered(fsl, "eval", "train.iter") == []
+    assert offered(fsl, "data", "") == [*DATA, "--help"]
+    assert offered(fsl, "data", "show", "dataset=folder", "dataset.ro") == ["dataset.root="]
+    assert {"class=", "episode=", "to=", "task.ways="} <= set(offered(fsl, "data", "show", ""))
+    assert offered(fsl, "data", "show", "split=t") == ["split=train", "split=test"]
+    assert offered(fsl, "data", "verify", "j") == ["json="]
+    assert offered(fsl, "data", "ls", "algo") == []
     assert offered(fsl, "eval", "eval.epi") == ["eval.episodes="]
 
 

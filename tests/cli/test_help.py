@@ -12,7 +12,7 @@ from fsl_cli.settings.conf_files import GROUPS, choices
 
 
 def test_the_list_of_commands_is_complete():
-    assert set(VERBS) == {"train", "eval", "ls", "new", "doctor", "completion"}
+    assert set(VERBS) == {"train", "eval", "data", "ls", "new", "doctor", "completion"}
 
 
 def test_help_shows_examples_and_every_command(fsl):
