@@ -33,8 +33,10 @@ Deviations from the paper: its Omniglot runs have lambda = 2, 16 inner steps (25
 gradient, as ``experiment=imaml_omniglot_5w1s`` has. The defaults here are what learns fastest on a CPU: a smaller lambda
 and 8 inner steps, which do not reach the solution. The Hessian is then not that of a minimum, hence the large
 ``cg_damping``: g lies between the implicit gradient and that of FOMAML, 1 + d times shorter, which makes no difference to
-Adam. Every inner step includes the proximal term, as in the paper; the authors' code takes its steps without it, then one
-step on that term alone, and tests without it; in the system it adds 10 to lambda. Lambda is a constant (their code can
+Adam. Every inner step includes the proximal term, as in the paper. The authors' code takes the steps without it and, in
+training, one more on that term alone, phi <- phi - inner_lr * lambda * (phi - theta), after which phi is no solution of the
+problem; its tests leave the term out by default. ``proximal=last_step`` does the same, as the experiments do. In the system
+it adds 10 to lambda. Lambda is a constant (their code can
 learn it), the inner steps are of first order (the paper also has Hessian-free ones), and schedules are shorter. The
 initialisation is that of the backbone, and the head starts at zero, as in MAML here; theirs is Xavier's with a gain of 1.73
 for convolutions and head, and biases between 0 and 0.05. Tasks whose matrix is not positive are treated as described above,
@@ -53,7 +55,7 @@ t interval over 1,000 test episodes). The paper: 99.16 ± 0.35 %. ``scripts/lead
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -69,6 +71,8 @@ from fsl_cli.inner.inner_loop import InnerLoop
 from fsl_cli.inner.tasks import TaskBatch
 from fsl_cli.inner.update_rules import Parameters, Proximal, parameters_in
 
+ProximalTerm = Literal["every_step", "last_step"]
+
 
 class IMAML(GradientLearner):
     """Meta-learns the centre of a proximal problem by the implicit gradient of its solution.
@@ -83,6 +87,7 @@ class IMAML(GradientLearner):
         inner_lr: their step size, > 0.
         cg_steps: steps of conjugate gradient, each with one Hessian-vector product, >= 1.
         cg_damping: d, see the module's docstring, >= 0.
+        proximal: ``every_step`` or ``last_step``, see the module's docstring.
         batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
         options: see `GradientOptions`; ``inner_weight_decay`` is w, see the module's docstring.
 
@@ -102,13 +107,15 @@ class IMAML(GradientLearner):
         inner_lr: Annotated[float, Gt(0)] = 0.1,
         cg_steps: Annotated[int, Ge(1)] = 2,
         cg_damping: Annotated[float, Ge(0)] = 5.0,
+        proximal: ProximalTerm = "every_step",
         batch_norm: BatchNormMode = "transductive",
         **options: Unpack[GradientOptions],
     ) -> None:
         transductive = batch_norm == "transductive"
         super().__init__(backbone, features, ways, inner_steps=inner_steps, transductive=transductive, **options)
-        self.rule = Proximal(self.rule.weight_decay, self.rule, regularization)
-        self.regularization, self.inner_lr = regularization, inner_lr
+        if proximal == "every_step":
+            self.rule = Proximal(self.rule.weight_decay, self.rule, regularization)
+        self.regularization, self.inner_lr, self.proximal = regularization, inner_lr, proximal
         self.cg_steps, self.cg_damping = cg_steps, cg_damping
         self.set_engine(engine, ways)
 
@@ -117,7 +124,13 @@ class IMAML(GradientLearner):
         tasks = self.tasks(episodes)
         with torch.no_grad():
             state = tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps))
-        phi = {name: value.requires_grad_() for name, value in parameters_in(state).items()}
+            phi = parameters_in(state)
+            if self.proximal == "last_step":
+                phi = {
+                    name: value + self.inner_lr * self.regularization * (tasks.start[name] - value)
+                    for name, value in phi.items()
+                }
+        phi = {name: value.detach().requires_grad_() for name, value in phi.items()}
         logits = tasks.query_outputs(phi, self.inner_steps)
         losses = self.query_losses(episodes, logits)
         outer = dict(zip(phi, torch.autograd.grad(losses.sum(), list(phi.values())), strict=True))

@@ -19,8 +19,9 @@ The other four configurations differ as follows, with theta = (body, head):
 Batch normalisation: ``transductive`` normalises a query by its query batch, as in the authors' code; ``inductive`` by the
 support set (MetaBN, Bronskill et al. 2020). By default its scale and shift are adapted like any other weight; with
 ``adapt_batch_norm=false`` all tasks and steps share the meta-learned ones, as in the authors' code, which has a shift but
-no scale. When the test has another number of ways than training, all rows of the head start at the mean of the trained
-rows.
+no scale. ANIL adapts none of them, since they are not in the head; BOIL's code adapts both. Meta-SGD's authors have
+published no code: its paper has a step size for every weight, so both are adapted. When the test has another number of
+ways than training, all rows of the head start at the mean of the trained rows.
 
 Deviations from the paper: schedules are shorter unless an experiment file sets the paper's. Batch normalisation has epsilon
 1e-5 (TensorFlow's was 1e-3). The head starts at zero instead of a random normal: it trains faster, and the initialisation

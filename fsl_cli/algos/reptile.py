@@ -26,11 +26,12 @@ number of ways than training, all rows of the head start at the mean of the trai
 Deviations from the paper: ``symmetric_head``, which can be switched off. By default the inner optimizer is SGD, tests take
 ten steps on the whole support set, and the schedule is much shorter, with a constant step size; the authors' code has
 ``inner_optimizer=adam``, ``inner_lr=0.001``, ``inner_steps=5``, ``test_inner_steps=50``, ``test_inner_batch=5``,
-``train.meta_batch=5`` and ``train.schedule=linear``, and its network ``backbone.pool=flatten``. Adam's moments start at
-zero in every task, while that code carries them over from task to task; therefore the first steps here change every weight
-by about ``inner_lr``. "Without transduction", the authors normalise a query by the support set and that query, here by the
-support set alone. Their query batch has one image per class, here ``task.queries``. Batch normalisation has epsilon 1e-5
-(TensorFlow's was 1e-3); the head starts at zero.
+``train.meta_batch=5`` and ``train.schedule=linear``, and its network ``backbone.pool=flatten``. By default Adam's second
+moments start at zero in every task, and the first steps change every weight by about ``inner_lr``; with
+``carry_moments=true`` they go on from task to task and into the tests, as in that code, where the tasks of an iteration
+follow one another, while here all of them start from the moments of the iteration before. "Without transduction", the
+authors normalise a query by the support set and that query, here by the support set alone. Their query batch has one image
+per class, here ``task.queries``. Batch normalisation has epsilon 1e-5 (TensorFlow's was 1e-3); the head starts at zero.
 
 Logged: ``loss`` and ``accuracy`` on ``train_queries`` queries after adaptation, which are not used for the update;
 ``distance``: the mean over tasks of the Euclidean distance between theta' and theta.
@@ -54,8 +55,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fsl_cli.algos.common.algorithm import BatchNormMode, Step
+from fsl_cli.algos.common.carried_moments import CarriedMoments
 from fsl_cli.algos.common.gradient_learner import GradientLearner, GradientOptions
 from fsl_cli.episodes import Episodes, Task
+from fsl_cli.errors import FslError
 from fsl_cli.inner.engines import EngineName
 from fsl_cli.inner.inner_loop import InnerLoop, mean_row
 from fsl_cli.inner.mini_batches import mini_batches
@@ -75,13 +78,14 @@ class Reptile(GradientLearner):
         inner_batch: images per step in training, >= 1; None: the whole support set.
         test_inner_batch: images per step in `predict`, >= 1; None: the whole support set.
         inner_lr: step size of the inner optimizer, > 0.
+        carry_moments: with adam, the second moments go on from task to task, see the module's docstring.
         symmetric_head: average the update over all orders of the labels, see the module's docstring.
         batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
         train_shots: shots of a training episode, >= 1; None: as in the tested task.
         options: see `GradientOptions`; adam has beta1 = 0 here.
 
     Raises:
-        FslError: the engine cannot run this inner loop.
+        FslError: the engine cannot run this inner loop, or there are no moments to carry.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Reptile(GradientLearner):
         inner_batch: Annotated[int, Ge(1)] | None = 10,
         test_inner_batch: Annotated[int, Ge(1)] | None = None,
         inner_lr: Annotated[float, Gt(0)] = 0.5,
+        carry_moments: bool = False,
         symmetric_head: bool = True,
         batch_norm: BatchNormMode = "transductive",
         train_shots: Annotated[int, Ge(1)] | None = 10,
@@ -102,8 +107,12 @@ class Reptile(GradientLearner):
     ) -> None:
         transductive = batch_norm == "transductive"
         super().__init__(backbone, features, ways, inner_steps=inner_steps, transductive=transductive, **options)
+        self.moments: CarriedMoments | None = None
         if isinstance(self.rule, Adam):
             self.rule = replace(self.rule, beta1=0.0)
+            self.moments = CarriedMoments(self.net, self.rule, inner_steps) if carry_moments else None
+        elif carry_moments:
+            raise FslError("is for Adam only", where="algo.carry_moments", hint="set algo.inner_optimizer=adam")
         self.inner_batch, self.test_inner_batch = inner_batch, test_inner_batch
         self.inner_lr, self.symmetric_head, self.train_shots = inner_lr, symmetric_head, train_shots
         self.masks = not (inner_batch or test_inner_batch)  # mini-batches are drawn from all rows
@@ -113,13 +122,21 @@ class Reptile(GradientLearner):
         """The tested task with ``train_shots`` shots and ``train_queries`` queries."""
         return Task(task.ways, self.train_shots or task.shots, self.train_queries or task.queries)
 
+    def begin_iteration(self, iteration: int) -> None:
+        """See `Algorithm`."""
+        if self.moments is not None:
+            self.moments.begin_iteration()
+
     def loss(self, episodes: Episodes) -> Step:
         """A surrogate: its value is the query loss after adaptation, its gradient theta - mean_i theta_i'."""
-        tasks = self._batched(episodes, self.inner_batch, self.inner_steps)
+        tasks = self._batched(episodes, self.inner_batch, self.inner_steps, training=True)
         with torch.no_grad():
-            adapted = parameters_in(tasks.adapted(self.rule.begin(tasks.start), range(self.inner_steps)))
+            state = tasks.adapted(tasks.inner.rule.begin(tasks.start), range(self.inner_steps))
+            adapted = parameters_in(state)
             logits = tasks.query_outputs(adapted, self.inner_steps - 1)
             value = self.query_losses(episodes, logits).mean()
+        if self.moments is not None:
+            self.moments.move(tasks, state, dict(self.net.named_parameters()))
         pull = self._pull(tasks.start, adapted, symmetric_head=self.symmetric_head and episodes.problem.has_ways)
         return Step(value + (pull - pull.detach()), logits, {"distance": _distance(tasks.start, adapted)})
 
@@ -146,12 +163,16 @@ class Reptile(GradientLearner):
         """See `StepLearner`; the steps use mini-batches of the support set."""
         return self._batched(episodes, self.test_inner_batch, steps[-1]).outputs_after(steps)
 
-    def _batched(self, episodes: Episodes, batch: int | None, steps: int) -> TaskBatch:
+    def _batched(self, episodes: Episodes, batch: int | None, steps: int, *, training: bool = False) -> TaskBatch:
         """The tasks under adaptation, each step on ``batch`` of the augmented support images."""
         episodes = self.augmented(episodes)
         rows = episodes.support.y.shape[1]
         batches = mini_batches(episodes.seeds, rows, batch, steps) if batch and steps else None
-        return self._tasks_of(self.inner_loop(episodes.problem.outputs), episodes, batches)
+        tasks = self._tasks_of(self.inner_loop(episodes.problem.outputs), episodes, batches)
+        if self.moments is not None:
+            rule = self.moments.rule_of(tasks.pack, episodes.problem.outputs, training=training)
+            tasks.inner = replace(tasks.inner, rule=rule)
+        return tasks
 
     def inner_loop(self, ways: int) -> InnerLoop:
         """See `StepLearner`."""

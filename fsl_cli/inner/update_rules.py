@@ -13,6 +13,7 @@ from torch import Tensor
 Parameters = dict[str, Tensor]
 InnerOptimizer = Literal["sgd", "momentum", "adam"]
 _MARK = "//"  # NAME//velocity is optimizer state that belongs to the parameter NAME
+_SECOND = f"{_MARK}second"
 
 
 @dataclass(frozen=True)
@@ -90,31 +91,36 @@ class Momentum(UpdateRule):
 
 @dataclass(frozen=True)
 class Adam(UpdateRule):
-    """Adam (Kingma & Ba 2015, algorithm 1); its moments are zero at the start of every task.
+    """Adam (Kingma & Ba 2015, algorithm 1); its moments are zero at the start of every task, unless ``second`` is given.
 
     Attributes:
         beta1: decay of the first moment, in 0..1.
         beta2: decay of the second moment, in 0..1.
         eps: added to the square root of the second moment, > 0.
+        second: the second moments at the start of a task, by name; None: zeros.
+        weight: of ``second``: 1 - beta2^t if they come from t steps before; a number, or a tensor ``[1]``.
     """
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    second: Parameters | None = None
+    weight: Tensor | float = 0.0
 
     def begin(self, parameters: Parameters) -> Parameters:
-        """The parameters, each with moments of zero."""
+        """The parameters, each with its moments."""
         zeros = {name: torch.zeros_like(theta) for name, theta in parameters.items()}
         first = {f"{name}{_MARK}first": zero for name, zero in zeros.items()}
-        return parameters | first | {f"{name}{_MARK}second": zero for name, zero in zeros.items()}
+        second = zeros if self.second is None else self.second
+        return parameters | first | {f"{name}{_SECOND}": second[name] for name in parameters}
 
     def _update(
         self, name: str, theta: Tensor, gradient: Tensor, alpha: Tensor | float, state: Parameters, step: int
     ) -> Parameters:
-        keys = f"{name}{_MARK}first", f"{name}{_MARK}second"
+        keys = f"{name}{_MARK}first", f"{name}{_SECOND}"
         first = self.beta1 * state[keys[0]] + (1 - self.beta1) * gradient
         second = self.beta2 * state[keys[1]] + (1 - self.beta2) * gradient.square()
-        root = _root(second / (1 - self.beta2 ** (step + 1)))
+        root = _root(second / (1 - (1 - self.weight) * self.beta2 ** (step + 1)))
         direction = first / (1 - self.beta1 ** (step + 1)) / (root + self.eps)
         return {name: descend(theta, direction, alpha), keys[0]: first, keys[1]: second}
 
@@ -156,6 +162,11 @@ def update_rule(optimizer: InnerOptimizer, weight_decay: float) -> UpdateRule:
 def parameters_in(state: Parameters) -> Parameters:
     """The parameters of a state, without the optimizer state."""
     return {name: value for name, value in state.items() if _MARK not in name}
+
+
+def second_moments_in(state: Parameters) -> Parameters:
+    """Adam's second moments in a state, by the names of the parameters."""
+    return {key.removesuffix(_SECOND): value for key, value in state.items() if key.endswith(_SECOND)}
 
 
 def descend(theta: Tensor, direction: Tensor, alpha: Tensor | float) -> Tensor:

@@ -78,6 +78,35 @@ def test_inner_steps_are_those_of_torch_on_the_proximal_problem(engine, optimize
     torch.testing.assert_close(algorithm.loss(episodes).loss.detach(), sum(losses) / 3, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_proximal_term_in_the_last_step_is_that_of_the_authors_code(engine):
+    """Plain steps, then in training one step on the proximal term alone; the system is solved there."""
+    algorithm, episodes = imaml(engine, proximal="last_step", regularization=2.0, cg_steps=60), random_episodes()
+    loss, gradients = loss_and_gradients(algorithm, episodes)
+    theta, losses, outers = [each.detach().clone() for each in algorithm.net.parameters()], [], []
+    for task in range(len(episodes)):
+        net = copy.deepcopy(algorithm.net)
+        steps = torch.optim.SGD(net.parameters(), lr=ALPHA)
+        for _ in range(3):
+            steps.zero_grad()
+            cross_entropy(net(episodes.support.x[task]), episodes.support.y[task]).backward()
+            steps.step()
+        torch.testing.assert_close(algorithm.predict(episodes)[task], net(episodes.query.x[task]), rtol=1e-7, atol=1e-9)
+        steps.zero_grad()
+        sum((each - start).square().sum() for each, start in zip(net.parameters(), theta, strict=True)).backward()
+        steps.step()  # lambda / 2 = 1
+        value = cross_entropy(net(episodes.query.x[task]), episodes.query.y[task])
+        losses.append(value.detach())
+        outers.append(torch.autograd.grad(value, list(net.parameters())))
+    torch.testing.assert_close(loss, sum(losses) / 3, rtol=1e-7, atol=1e-9)
+    damped = imaml(engine, proximal="last_step", regularization=2.0, cg_damping=1e9)
+    found = loss_and_gradients(damped, episodes)[1]  # so much damping leaves the gradients at phi
+    for name, *each in zip(dict(algorithm.net.named_parameters()), *outers, strict=True):
+        if f"net.{name}" in found:
+            torch.testing.assert_close(found[f"net.{name}"] * 1e9, sum(each) / 3, rtol=1e-6, atol=1e-8, msg=name)
+    assert sum(each.abs().max() > 1e-4 for each in gradients.values()) >= 4
+
+
 class Quadratic(TaskBatch):
     """TaskBatch with the support loss ``phi' A phi / 2 - b' phi``, whose inner problem has a solution in closed form."""
 

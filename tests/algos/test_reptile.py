@@ -144,6 +144,83 @@ def test_serial_meta_steps_on_the_fast_engine_follow_the_slow_way(optimizer):
             torch.testing.assert_close(mine, expected, **EXACT, msg=name)
 
 
+# --- Adam's moments that go on from task to task
+
+
+def carrying(engine: str, **options) -> Reptile:
+    options = {"inner_optimizer": "adam", "carry_moments": True, "inner_steps": 3} | options
+    return reptile(MLP((1, 6, 6), widths=[5]), 5, engine=engine, **options)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop", "fast"])
+def test_carried_moments_are_those_of_one_optimizer_that_trains_on_one_task_after_the_other(engine):
+    """As in the authors' code: the weights go back to theta before each task, the optimizer's state does not."""
+    algorithm, outer_rate = carrying(engine, test_inner_steps=4), 0.5
+    net = copy.deepcopy(algorithm.net)
+    adam = torch.optim.Adam(net.parameters(), lr=0.1, betas=(0.0, 0.999))
+    outer = torch.optim.SGD(algorithm.parameters(), lr=outer_rate)
+    unused = "body.layers.1.bias"  # before batch normalisation: moves nothing but by rounding errors
+
+    def run(episodes: Episodes, steps: int) -> None:
+        x, y = episodes.support.x[0], episodes.support.y[0]
+        for rows in mini_batches(episodes.seeds, len(y), 4, steps)[0]:
+            adam.zero_grad()
+            cross_entropy(net(x[rows]), y[rows]).backward()
+            adam.step()
+
+    *training, test = seeded(random_episodes(shots=3, tasks=6)).split(1)
+    for iteration, episodes in enumerate(training):
+        algorithm.begin_iteration(iteration)
+        outer.zero_grad()
+        algorithm.loss(episodes).loss.backward()
+        outer.step()
+        before = copy.deepcopy(net.state_dict())
+        run(episodes, 3)
+        after = {name: before[name] + outer_rate * (value - before[name]) for name, value in net.state_dict().items()}
+        net.load_state_dict(after)
+        for name, theta in algorithm.net.named_parameters():
+            if name != unused:
+                torch.testing.assert_close(theta, net.get_parameter(name), **EXACT, msg=name)
+    run(test, 4)
+    state = everything(algorithm)
+    torch.testing.assert_close(algorithm.predict(test)[0], net(test.query.x[0]), **EXACT)
+    assert is_same(everything(algorithm), state)
+
+
+def moments_after(algorithm: Reptile, sizes: list[int]) -> torch.Tensor:
+    algorithm.begin_iteration(0)
+    first, second = (
+        seeded(random_episodes(shots=3, tasks=4)).split(4),
+        seeded(random_episodes(shots=3, tasks=4)).split(sizes[0]),
+    )
+    algorithm.loss(next(first))
+    algorithm.begin_iteration(1)
+    for episodes in second:
+        algorithm.loss(episodes)
+    return torch.cat([*algorithm.moments.averages()])
+
+
+def test_carried_moments_do_not_depend_on_how_many_tasks_are_computed_at_once_nor_on_the_engine():
+    expected = moments_after(carrying("fast"), [4])
+    assert expected[-1] == pytest.approx(1 - 0.999**24)
+    for engine, size in (("fast", 1), ("fast", 3), ("loop", 4), ("vmap", 2)):
+        torch.testing.assert_close(moments_after(carrying(engine), [size]), expected, rtol=1e-9, atol=1e-14)
+
+
+def test_moments_carried_to_tasks_of_more_ways_are_the_mean_of_the_head():
+    algorithm = carrying("vmap")
+    algorithm.loss(seeded(random_episodes(shots=3)))
+    assert algorithm.predict(seeded(random_episodes(5, shots=3))).isfinite().all()
+    rule = algorithm.moments.rule_of(dict, 5, training=False)
+    of_three = algorithm.moments.rule_of(dict, 3, training=False)
+    torch.testing.assert_close(rule.second["head.weight"], of_three.second["head.weight"].mean(0).expand(5, -1))
+
+
+def test_only_adam_has_moments_to_carry():
+    with pytest.raises(FslError, match=r"algo.carry_moments: is for Adam only \(set algo.inner_optimizer=adam\)"):
+        reptile(carry_moments=True)
+
+
 @pytest.mark.parametrize("engine", ["vmap", "loop", "fast"])
 def test_a_symmetric_head_is_the_mean_over_all_orders_of_the_labels(engine):
     """From a head of equal rows, which stay equal."""
@@ -203,8 +280,13 @@ def test_an_engine_that_cannot_do_it_says_so():
 
 @pytest.mark.parametrize(
     ("options", "iterations", "meta_batch", "lr"),
-    [({}, 200, 5, 1.0), ({"inner_optimizer": "adam", "inner_lr": 0.03}, 200, 5, 1.0), ({}, 400, 1, 0.25)],
-    ids=["sgd", "adam", "serial"],
+    [
+        ({}, 200, 5, 1.0),
+        ({"inner_optimizer": "adam", "inner_lr": 0.03}, 200, 5, 1.0),
+        ({"inner_optimizer": "adam", "inner_lr": 0.03, "carry_moments": True}, 200, 5, 1.0),
+        ({}, 400, 1, 0.25),
+    ],
+    ids=["sgd", "adam", "carried", "serial"],
 )
 def test_learns(options, iterations, meta_batch, lr):
     algorithm = learner(**options)
