@@ -9,6 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fsl_cli.settings.conf_files import GROUPS, RESERVED, conf_dir, members
+from fsl_cli.settings.literals import words_of, words_of_setting
 
 SHELLS = ("bash", "zsh", "fish")
 _OF_VERB: dict[str, tuple[str, ...]] = {"ls": GROUPS, "new": ("algo", "backbone", "dataset"), "completion": SHELLS}
@@ -22,7 +23,8 @@ _OF_DATA: dict[str, tuple[str, ...]] = {  # the commands of fsl data and their o
 }
 _WITH_DATA = ("task", "dataset", "data_dir", "cache_dir")  # what they may override
 _SPLITS = ("train", "val", "test")
-_IN_GROUPS = ("algo", "dataset", "backbone", "hardware")
+_WITH_CLASSES = ("algo", "dataset", "backbone")
+_IN_GROUPS = (*_WITH_CLASSES, "hardware")
 
 
 def completions(verbs: Sequence[str], words: Sequence[str]) -> list[str]:
@@ -67,8 +69,19 @@ def _values(verb: str, key: str, value: str, words: Sequence[str]) -> Iterator[s
     elif key in _FOLDERS:
         yield from ["auto"] * (key == "resume")
         yield from _folders(last if not earlier else value, runs=key in ("run", "resume"))
-    elif isinstance(_options(words).get(key), bool):
-        yield from (f"{earlier}{comma}{each}" for each in ("true", "false"))
+    else:
+        yield from (f"{earlier}{comma}{each}" for each in _choices(key, words))
+
+
+def _choices(key: str, words: Sequence[str]) -> Sequence[str]:
+    """The values of a setting or an option that takes only some words."""
+    if isinstance(_options(words).get(key), bool):
+        return ("true", "false")
+    group, _, option = key.partition(".")
+    if group not in _WITH_CLASSES:
+        return words_of_setting(key)
+    targets = {_target(group, name) for name in _chosen(words).get(group, "").split(",")}
+    return list(dict.fromkeys(word for target in sorted(targets - {""}) for word in words_of(target, option)))
 
 
 def _folders(typed: str, *, runs: bool) -> list[str]:
@@ -89,15 +102,18 @@ def _folders(typed: str, *, runs: bool) -> list[str]:
 def _options(words: Sequence[str]) -> dict[str, Any]:
     """The dotted keys and defaults of ``conf/train.yaml`` and of the members that the words choose."""
     settings = _read(conf_dir() / "train.yaml")
-    defaults = [each for each in settings.pop("defaults", []) if isinstance(each, dict)]
-    chosen = {group: name for each in defaults for group, name in each.items() if group in _IN_GROUPS}
-    settings.pop("hydra", None)
-    options = _flat(settings)
-    chosen |= {key: value for key, _, value in (word.partition("=") for word in words) if key in _IN_GROUPS}
-    for group, name in chosen.items():
-        for each in str(name).split(","):
-            options |= _of_member(group, each)
+    options = _flat({key: value for key, value in settings.items() if key not in ("defaults", "hydra")})
+    for group, names in _chosen(words).items():
+        for name in names.split(","):
+            options |= _of_member(group, name)
     return options
+
+
+def _chosen(words: Sequence[str]) -> dict[str, str]:
+    """The members of the groups that the words choose, separated by commas, or those of ``conf/train.yaml``."""
+    defaults = [each for each in _read(conf_dir() / "train.yaml")["defaults"] if isinstance(each, dict)]
+    chosen = {group: str(name) for each in defaults for group, name in each.items() if group in _IN_GROUPS}
+    return chosen | {key: value for key, _, value in (word.partition("=") for word in words) if key in _IN_GROUPS}
 
 
 def _of_member(group: str, name: str) -> dict[str, Any]:
@@ -113,6 +129,17 @@ def _of_member(group: str, name: str) -> dict[str, Any]:
     is_global = "# @package _global_" in member.path.read_text(encoding="utf-8").splitlines()[0]
     own = content.get(group, {}) if is_global else content
     return options | _flat({key: value for key, value in own.items() if key not in RESERVED}, f"{group}.")
+
+
+def _target(group: str, name: str) -> str:
+    """Dotted name of the class of a member, or of the member that it starts from; empty: none is named."""
+    member = members(group).get(name)
+    if member is None:
+        return ""
+    content = _read(member.path)
+    begun = [each for each in content.get("defaults", []) if isinstance(each, str) and each != "_self_"]
+    own = str(content.get(group, content).get("_target_", ""))
+    return own or next((found for each in begun if (found := _target(group, each))), "")
 
 
 def _read(path: Path) -> dict[str, Any]:

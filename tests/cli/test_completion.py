@@ -7,14 +7,23 @@ import os
 import shutil
 import subprocess
 import sys
+import types
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Run, composed, shell
 
 from fsl_cli.cli import VERBS
-from fsl_cli.settings.conf_files import GROUPS, choices
+from fsl_cli.settings import plain_yaml
+from fsl_cli.settings.build import arguments_of
+from fsl_cli.settings.conf_files import GROUPS, choices, members
 from fsl_cli.settings.help_text import DATA
+from fsl_cli.settings.literals import words_of, words_of_setting
+from fsl_cli.settings.resolve import RUNTIME
+from fsl_cli.settings.schema import EvalSettings, HardwareSettings, TrainSettings
+from fsl_cli.settings.targets import target_of
 
 # Completes the words that it is given as bash does when Tab is pressed behind them.
 PRESS_TAB = r"""
@@ -38,6 +47,13 @@ def test_verbs_groups_members_options_and_values(fsl: Run):
     assert offered(fsl, "train", "algo=maml,proto") == ["algo=maml,proto_maml", "algo=maml,protonet"]
     assert offered(fsl, "train", "algo=anil", "algo.first") == ["algo.first_order="]
     assert offered(fsl, "train", "algo.first_order=") == ["algo.first_order=true", "algo.first_order=false"]
+    assert offered(fsl, "train", "train.schedule=") == [
+        f"train.schedule={each}" for each in ("constant", "linear", "cosine", "step")
+    ]
+    assert offered(fsl, "train", "hardware.engine=v") == ["hardware.engine=vmap"]
+    assert offered(fsl, "train", "algo=protonet", "algo.distance=") == ["algo.distance=sqeuclidean", "algo.distance=cosine"]
+    assert offered(fsl, "train", "algo=anil", "algo.inner_optimizer=sgd,m") == ["algo.inner_optimizer=sgd,momentum"]
+    assert offered(fsl, "train", "train.max_minutes=") == []
     assert offered(fsl, "train", "--h") == ["--help"]
     assert offered(fsl, "ls", "exp") == ["experiment"]
     assert offered(fsl, "eval", "train.iter") == []
@@ -54,6 +70,43 @@ def test_verbs_groups_members_options_and_values(fsl: Run):
 def test_every_option_of_a_method_is_offered(fsl: Run, algo: str):
     expected = {f"algo.{name}=" for name in composed(f"algo={algo}")["algo"].keys() - {"name", "_target_"}}
     assert set(offered(fsl, "train", f"algo={algo}", "algo.")) == expected
+
+
+def limited_to(annotation: Any) -> set[str]:
+    """The words of an annotation, found by importing it."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return {str(each).lower() if isinstance(each, bool) else str(each) for each in typing.get_args(annotation)}
+    if annotation is bool:
+        return {"true", "false"}
+    if annotation is type(None):
+        return {"null"}
+    inner = (
+        typing.get_args(annotation)[:1] if typing.get_origin(annotation) is typing.Annotated else typing.get_args(annotation)
+    )
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return set().union(*map(limited_to, inner))
+    return set()
+
+
+def test_the_words_that_an_option_may_be_are_those_of_its_type():
+    found = {}
+    for group in ("algo", "dataset", "backbone"):
+        for name in choices(group):
+            node = plain_yaml.read(members(group)[name].path)
+            target = node.get(group, node).get("_target_")
+            cls = target and target_of({"_target_": target}, group)
+            for option, (annotation, _) in (arguments_of(cls) if cls else {}).items():
+                if option not in RUNTIME[group]:
+                    expected = limited_to(annotation)
+                    found[f"{target}.{option}"] = words_of(target, option)
+                    assert set(found[f"{target}.{option}"]) == (expected if expected != {"null"} else set()), (target, option)
+    for section, schema in (("train", TrainSettings), ("hardware", HardwareSettings), ("eval", EvalSettings)):
+        for name, annotation in typing.get_type_hints(schema, include_extras=True).items():
+            if name != "model_config":
+                expected = limited_to(annotation)
+                found[f"{section}.{name}"] = words_of_setting(f"{section}.{name}")
+                assert set(found[f"{section}.{name}"]) == (expected if expected != {"null"} else set()), name
+    assert sum(len(words) > 2 for words in found.values()) > 25
 
 
 def test_run_folders_are_offered_the_newest_first(fsl: Run, tmp_path: Path):
