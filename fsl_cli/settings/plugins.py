@@ -15,6 +15,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +44,13 @@ class Plugin:
     conf: Path
     root: Path | None = None
     distribution: str | None = None
+
+    def modules(self) -> set[str]:
+        """The modules of the classes that its ``conf`` names; nothing else of it has to be imported for a configuration."""
+        texts = (path.read_text(encoding="utf-8") for path in self.conf.rglob("*.yaml"))
+        return {
+            target.rpartition(".")[0] for text in texts for target in re.findall(r"""_target_["']?: *["']?([\w.]+)""", text)
+        }
 
     def files(self) -> list[Path]:
         """Its Python and YAML files."""

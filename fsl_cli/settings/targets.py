@@ -67,6 +67,11 @@ def target_of(node: Mapping[str, Any], section: str) -> type:
             raise _not_allowed(target, kind, where)
     allowed = tuple(f"{package}." for package in plugin.packages) if plugin else kind.package
     module, _, name = target.rpartition(".")
+    if plugin and not any(module in each.modules() for each in plugins()):  # importing a module runs it
+        hint = f"a class of it must be the _target_ of a file in {plugin.conf}"
+        raise FslError(
+            f"{target!r} may not be built: no configuration of plug-in {plugin.name} names its module", where=where, hint=hint
+        )
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

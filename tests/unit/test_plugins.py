@@ -177,6 +177,17 @@ def test_a_configuration_does_not_decide_what_is_built(package, monkeypatch):
         assert build.check({"_target_": target}, "algo", {"backbone"}) != []
 
 
+def test_only_modules_that_its_configurations_name_are_imported(package, monkeypatch, tmp_path):
+    """A received configuration may name any module of a plug-in, and importing one runs it."""
+    folder = package("ours")
+    (folder / "ours" / "clean_up.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{METHOD}")
+    monkeypatch.setenv(plugins.VARIABLE, str(folder))
+    (problem,) = build.check({"_target_": "ours.clean_up.Mine"}, "algo", {"backbone"})
+    assert "'ours.clean_up.Mine' may not be built: no configuration of plug-in ours names its module" in str(problem)
+    assert not (tmp_path / "ran").exists()
+    assert "ours.clean_up" not in sys.modules
+
+
 def test_a_class_that_a_plug_in_only_imports_is_not_its_own(package, monkeypatch):
     folder = package("ours")
     (folder / "ours" / "method.py").write_text("from subprocess import Popen\n")
