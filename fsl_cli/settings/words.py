@@ -21,8 +21,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from pydantic import BaseModel
 
+from fsl_cli.errors import FslError
+from fsl_cli.settings import plain_yaml
+from fsl_cli.settings.build import arguments_of
+from fsl_cli.settings.conf_files import members
 from fsl_cli.settings.plain_yaml import escaped
+from fsl_cli.settings.resolve import RUNTIME
 from fsl_cli.settings.schema import Settings
+from fsl_cli.settings.targets import target_of
 
 FOLDERS = frozenset({"run", "resume"})  # besides the folders of the schema
 NAMED_BY_SETTINGS = frozenset({"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"})  # ``${algo.name}`` is filled in
@@ -36,9 +42,10 @@ def as_typed(words: Sequence[str]) -> list[str]:
     """The overrides with their folders and texts quoted as Hydra's grammar needs it; what is quoted already stays.
 
     Folders are taken literally, with ``~`` expanded; in the names of new folders ``${...}`` is filled in where no folder
-    of that name exists. Of texts, numbers are quoted, and what Hydra cannot parse. ``null``, ``true`` and ``false`` stay.
+    of that name exists. Of texts, and of the files and folders of a data set, numbers are quoted, and what Hydra cannot
+    parse. ``null``, ``true`` and ``false`` stay.
     """
-    return [_as_typed(word) for word in words]
+    return [_as_typed(word, words) for word in words]
 
 
 def folder_in(value: str) -> str:
@@ -65,18 +72,18 @@ def unparsed_hint(word: str) -> str:
     return "quote the value: " + (shlex.quote(override) if special else f'"{override}"')
 
 
-def _as_typed(word: str) -> str:
+def _as_typed(word: str, words: Sequence[str]) -> str:
     key, _, value = word.partition("=")
     name = key.lstrip("+")
     if not value or _ALL_QUOTED.fullmatch(value):
         return word
-    if name in _folders() or name in NAMED_BY_SETTINGS:
+    if name in FOLDERS | _keys_of(Path) | NAMED_BY_SETTINGS:
         if value.lower() in _WORDS_OF_YAML:
             return word
         path = os.path.expanduser(value)
         there = _existing(path) if name in NAMED_BY_SETTINGS else len(path)
         return f"{key}={quoted(escaped(path[:there]) + path[there:])}"
-    if name in _texts():
+    if name in _keys_of(str) or (_is_text_option(name, words) and not _is_taken_as_text(word)):
         if not _parses(word):
             return f"{key}={quoted(value)}"
         if not re.search(r"""['"(){}]""", value):
@@ -104,12 +111,33 @@ def _parses(word: str) -> bool:
     return True
 
 
-def _folders() -> frozenset[str]:
-    return FOLDERS | _keys_of(Path)
+def _is_taken_as_text(word: str) -> bool:
+    """Whether the value of an override is to Hydra the text that was typed."""
+    return _parses(word) and OverridesParser.create().parse_override(word).value() == word.partition("=")[2]
 
 
-def _texts() -> frozenset[str]:
-    return _keys_of(str)
+def _is_text_option(name: str, words: Sequence[str]) -> bool:
+    """Whether an option of a method, backbone or data set takes texts, files or folders, and no numbers.
+
+    It is looked up in the class that the words choose, else in all of its group that have such an option.
+    """
+    group, _, option = name.partition(".")
+    if group not in RUNTIME or not option:
+        return False
+    chosen = {part for word in words if word.startswith(f"{group}=") for part in word.partition("=")[2].split(",")}
+    found: set[Any] = set()
+    for member, file in members(group).items():
+        node = plain_yaml.read(file.path) if not chosen or member in chosen else {}
+        node = node.get(group, node)
+        if isinstance(node.get(option), (int, float, list)):
+            return False
+        try:
+            arguments = arguments_of(target_of(node, group)) if "_target_" in node else {}
+        except FslError:  # reported when the configuration is checked
+            continue
+        if option in arguments:
+            found |= _members(arguments[option][0])
+    return bool(found & {Path, str}) and not found & {int, float, bool, Any}
 
 
 @functools.cache

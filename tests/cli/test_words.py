@@ -106,6 +106,13 @@ def test_texts_that_look_like_numbers_are_texts(fsl, tmp_path):
         ("data_dir='a','b'", "data_dir='a','b'"),
         ("resume=a,b", "resume='a,b'"),
         ("algo.scale=1e3", "algo.scale=1e3"),
+        ("dataset.root=2024", "dataset.root='2024'"),
+        ("dataset.root=lr=0.1, it's", r"dataset.root='lr=0.1, it\'s'"),
+        ("dataset.root=a/b", "dataset.root=a/b"),
+        ("dataset.split_file=null", "dataset.split_file=null"),
+        ("dataset.label=2024,name", "dataset.label='2024',name"),
+        ("dataset.fractions=[0.6,0.2,0.2]", "dataset.fractions=[0.6,0.2,0.2]"),
+        ("dataset.size=84", "dataset.size=84"),
     ],
 )
 def test_only_texts_and_folders_are_quoted(word, meant):
