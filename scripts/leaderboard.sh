@@ -18,6 +18,7 @@ python=$(dirname "$fsl")/python
 
 jobs=1 minutes=10 episodes=1000 out='' methods='' overrides=()
 while [ $# -gt 0 ]; do
+  case $1 in --*=*) [ "${1%%=*}" = --jobs ] || set -- "${1#--}" "${@:2}" ;; esac # as sweep agents write key=value
   case $1 in
     -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     --jobs) jobs=${2-}; shift ;;

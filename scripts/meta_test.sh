@@ -23,6 +23,7 @@ add_run() { # add a run folder, or all jobs of a sweep
   if [ -e "$1/config.yaml" ] || [ ${#jobs[@]} -eq 0 ]; then runs+=("$1"); else runs+=("${jobs[@]}"); fi
 }
 for word in "$@"; do
+  case $word in --*=*) word=${word#--} ;; esac # as sweep agents write key=value
   case $word in
     -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     ways=* | task.ways=*) ways=${word#*=} ;;

@@ -13,7 +13,7 @@ fsl=${FSL:-$(PATH="$here/.venv/bin:$PATH" command -v fsl)} || { echo "error: fsl
 
 settings=()
 default() { # add a default setting unless it is on the command line
-  case " $given " in *" ${1%%=*}="*) ;; *) settings+=("$1") ;; esac
+  case " $given " in *" ${1%%=*}="* | *" --${1%%=*}="*) ;; *) settings+=("$1") ;; esac
 }
 given="$*"
 default algo=maml

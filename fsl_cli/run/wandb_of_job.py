@@ -24,6 +24,7 @@ def start_wandb(job: Job, folder: RunFolder, run_id: str | None) -> WandbRun | N
     if environment.resolve_mode(chosen.mode) == "disabled":
         return None
     sweep = job.sweep.name if job.sweep else None
+    name = environment.variable("NAME") or f"{lines.title(job.settings)} seed {job.settings.seed}"
     return WandbRun(
         folder.path,
         job.config,
@@ -31,7 +32,7 @@ def start_wandb(job: Job, folder: RunFolder, run_id: str | None) -> WandbRun | N
         project=chosen.project or environment.variable("PROJECT") or "fsl",
         entity=chosen.entity,
         group=chosen.group or environment.variable("RUN_GROUP") or sweep,
-        name=chosen.name or environment.variable("NAME") or f"{lines.title(job.settings)} seed {job.settings.seed}",
+        name=chosen.name or (name if job.number is None else f"{name}, job {job.number}"),
         tags=environment.tags() if chosen.tags is None else chosen.tags,
         run_id=run_id or environment.run_id(job.number),
         goes_on=run_id is not None,

@@ -90,12 +90,26 @@ def test_the_sweep_over_step_sizes(tmp_path):
     assert [row["state"] for row in rows(tmp_path / "sweep")] == ["done", "done"]
 
 
+def test_settings_of_the_scripts_may_be_written_as_sweep_agents_do(small, tmp_path):
+    small("run")
+    words = [
+        f"--{word}" for word in merged(("algo.inner_lr=0.1", "seed=0", "dataset=glyphs", f"hydra.sweep.dir={tmp_path / 's'}"))
+    ]
+    done = shell(SCRIPTS / "sweep_inner_lr.sh", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["state"] for row in rows(tmp_path / "s")] == ["done"]
+    words = ("run", "--shots=2", "--episodes=6", "--algo.batch_norm=inductive", f"--out={tmp_path / 'out'}")
+    done = shell(SCRIPTS / "meta_test.sh", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [(row["shots"], row["mode"], row["episodes"]) for row in rows(tmp_path / "out")] == [("2", "inductive", "6")]
+
+
 BOARD = ("minutes=0.005", "episodes=8", *(word for word in SMALL if not word.startswith(("train.iterations", "eval."))))
 
 
 def test_the_leaderboard_trains_every_method_for_the_same_time_and_keeps_finished_rows(tmp_path):
     methods = "methods=protonet,maml+algo.inner_steps=2,protonet+algo.distance=cosine+algo.scale=10,maml+algo.inner_stps=1"
-    words = (SCRIPTS / "leaderboard.sh", "--jobs", "2", methods, *BOARD, "dataset=glyphs", f"out={tmp_path / 'board'}")
+    words = (SCRIPTS / "leaderboard.sh", "--jobs", "2", methods, *BOARD, "--dataset=glyphs", f"--out={tmp_path / 'board'}")
     done = shell(*words, cwd=tmp_path)
     assert done.returncode == 1  # one of the methods is misspelled
     table = rows(tmp_path / "board")

@@ -77,12 +77,21 @@ def test_the_environment_fills_what_a_call_leaves_open(fsl: Run, tmp_path, monke
     assert (run.project, run.name, run.tags, run.group) == ("p", "n", ["t"], "g")
 
 
-@pytest.mark.parametrize(("flags", "expected"), [((), ["mine"]), (("-m", "seed=0,1"), ["mine-0", "mine-1"])])
-def test_jobs_of_a_sweep_do_not_share_the_id_of_the_environment(fsl: Run, tmp_path, monkeypatch, flags, expected):
+@pytest.mark.parametrize(
+    ("flags", "ids", "names"),
+    [
+        ((), ["mine"], ["tried"]),
+        (("-m", "seed=0,1"), ["mine-0", "mine-1"], ["tried, job 0", "tried, job 1"]),
+    ],
+)
+def test_jobs_of_a_sweep_do_not_share_the_id_and_name_of_the_environment(fsl: Run, tmp_path, monkeypatch, flags, ids, names):
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    monkeypatch.setenv("WANDB_NAME", "tried")
     words = merged(("wandb.mode=offline", "train.iterations=1", "eval.episodes=0"))
     assert fsl("train", *flags, *words).code == 0
-    assert [read_wandb(path).run_id for path in written(tmp_path)] == expected
+    runs = [read_wandb(path) for path in written(tmp_path)]
+    assert [run.run_id for run in runs] == ids
+    assert [run.name for run in runs] == names
 
 
 def test_an_algorithm_that_a_sweep_of_wandb_chooses_keeps_its_options(fsl: Run, tmp_path, monkeypatch):
