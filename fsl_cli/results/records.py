@@ -31,7 +31,8 @@ def _record(run: RunFolder) -> dict[str, Any]:
         config = run.read_config()
     except FslError:  # a damaged file must not hide the others
         config = {}
-    state = (read_json(run.status) or {}).get("state", "unknown")
+    status = read_json(run.status) or {}
+    state = status.get("state", "unknown") + ("; results of an earlier end" if "earlier" in status else "")
     results = read_json(run.results) or {}
     return {"folder": str(run.path), "state": state} | _flat(results, "results.") | _flat(config, "config.")
 

@@ -80,6 +80,15 @@ class Results:
         return math.isfinite(self.score.mean)
 
     @property
+    def diverged(self) -> bool:
+        """Whether a classifier has ten times the loss of one that guesses and is no better than chance, or a million times."""
+        ways, loss = self.task.get("ways"), self.scores.get(LOSS.name)
+        if self.headline != ACCURACY or not isinstance(ways, int) or loss is None or not self.found:
+            return False
+        times = loss.mean / math.log(ways)
+        return times >= 1e6 or (times >= 10 and self.score.mean - self.score.ci95 <= 1 / ways)
+
+    @property
     def mode(self) -> str:
         """``transductive`` or ``inductive``."""
         return "transductive" if self.transductive else "inductive"
@@ -100,6 +109,7 @@ class Results:
             "headline": self.headline.name,
             "higher_is_better": self.headline.higher_is_better,
             "unit": self.headline.unit,
+            "diverged": self.diverged,
             "scores": scores,
             **(scores if self.headline == ACCURACY else {}),
             **({"curves": curves} if curves else {}),

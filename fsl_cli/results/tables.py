@@ -58,7 +58,7 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
     if status.get("tested") is False:
         return {**dict.fromkeys(COLUMNS, ""), **_known(run), "run": name, "state": state}
     if results is None or (state != "done" and results.found):  # what was found is what an earlier end of the run has left
-        reason = str(status.get("error", "no results"))
+        reason = str(status.get("error", "no results" if results is None else "results.json is that of an earlier end"))
         task = {key: str(value) for key, value in status.get("task", {}).items()}
         return {**dict.fromkeys(COLUMNS, ""), **_known(run), **task, "run": name, "state": f"{state}: {reason}"}
     headline, score = results.headline, results.score
@@ -72,7 +72,7 @@ def row(folder: Path, name: str, error: str | None = None) -> dict[str, str]:
         headline.label: headline.number(score.mean),
         "± 95% CI": headline.half_width(score.mean, score.ci95),
         "mode": results.mode,
-        "state": f"{state}: {status['error']}" if "error" in status else state,
+        "state": f"{state}: {status['error']}" if "error" in status else f"{state}, diverged" if results.diverged else state,
     }
 
 
@@ -114,7 +114,7 @@ def report(rows: Sequence[dict[str, str]], markdown_file: Path, csv_file: Path, 
     write_text(csv_file, comma_separated(rows, columns))
     console.table("results", columns, [[each.get(column, "") for column in columns] for each in rows])
     console.say(f"tables  {markdown_file}  {csv_file}")
-    return int(any(each["state"] != "done" for each in rows))
+    return int(any(each["state"] not in ("done", "done, diverged") for each in rows))
 
 
 def main() -> int:

@@ -58,8 +58,8 @@ class Experiment:
             self.parts.hardware,
         )
         self.validation = self.parts.sampler("val", self.settings.eval.seed)
-        check_signal(self.training.sampler, "train")
-        check_signal(self.validation, "val")
+        check_signal(self.training.sampler, "train", console.warn)
+        check_signal(self.validation, "val", console.warn)
         self.headline = self.parts.problem.headline
         self.wandb_id: str | None = None
         if self.start is not None:

@@ -22,6 +22,8 @@ from fsl_cli.results.run_folder import RunFolder, SilentRunFolder
 from fsl_cli.show import console
 from fsl_cli.show.streams import lasting_streams
 
+EARLIER = "earlier"  # key in ``status.json``
+
 
 class Life:
     """A run between its start and its end.
@@ -61,6 +63,7 @@ class Life:
                 self.folder.claim()
             self.begun = True
         self._finished = _files_of_finished(self.folder)
+        self.details |= _earlier_end(self.folder)
         self.folder.write_config(config)
         self.folder.write_json(self.folder.env, environment.describe(device, command))
         self.status("running")
@@ -80,6 +83,7 @@ class Life:
 
     def done(self, **details: Any) -> None:
         """Record that everything was done and written."""
+        self.details.pop(EARLIER, None)
         self.status("done", seconds=round(time.perf_counter() - self._started, 1), exit_code=0, **details)
 
     def interrupted(self, exit_code: int, hint: str) -> None:
@@ -126,6 +130,7 @@ class Life:
         return status.get("iteration") == self.details.get("iteration") and not tested_again
 
     def _refused(self, state: str, **details: Any) -> None:
+        self.details.pop(EARLIER, None)
         refused = {"state": state, **self.details, **details}
         self.folder.write_json(self.folder.status, {**(read_json(self.folder.status) or {}), "refused": refused})
 
@@ -152,6 +157,15 @@ def _files_of_finished(folder: RunFolder) -> dict[Path, bytes]:
         return {}
     files = (folder.config, folder.env, folder.status, folder.results)
     return {path: path.read_bytes() for path in files if path.is_file()}
+
+
+def _earlier_end(folder: RunFolder) -> dict[str, Any]:
+    """What ``status.json`` says as long as ``results.json`` is that of an earlier end of the run: how it ended then."""
+    if folder.silent or not folder.results.is_file():
+        return {}
+    status = read_json(folder.status) or {}
+    earlier = status if status.get("state") == "done" else status.get(EARLIER)
+    return {EARLIER: {key: value for key, value in earlier.items() if key not in (EARLIER, "refused")}} if earlier else {}
 
 
 def _write(content: bytes, file: IO[bytes]) -> None:

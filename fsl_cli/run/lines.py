@@ -57,7 +57,8 @@ def result_line(results: Results) -> str:
     text = results.headline.text(score.mean, score.ci95)
     if not results.found:
         return f"test  {score.n} episodes  {name} {text}: there are predictions that are not finite"
-    return f"test  {score.n} episodes  {name} {text} (95% CI, {score.method})"
+    line = f"test  {score.n} episodes  {name} {text} (95% CI, {score.method})"
+    return f"{line}, with a loss of {results.scores['loss'].mean:.2g}" if results.diverged else line
 
 
 def say_results(results: Results) -> None:
@@ -69,4 +70,6 @@ def say_results(results: Results) -> None:
             mean, half = point.score.mean, point.score.ci95
             rows.append((str(point.at), headline.interval(mean, half), str(point.score.n)))
         console.table(f"{headline.name} by {name}", (name, f"{headline.label}, 95% CI", "episodes"), rows)
-    console.say(result_line(results), style="bold green" if results.found else "bold red")
+    console.say(result_line(results), style="bold green" if results.found and not results.diverged else "bold red")
+    if results.diverged:
+        console.warn("training or the inner loop has diverged: use a smaller train.optimizer.lr or algo.inner_lr")

@@ -34,6 +34,7 @@ from fsl_cli.settings.compose import (
     without_hydra,
 )
 from fsl_cli.settings.resolve import resolve, validate
+from fsl_cli.settings.saved import completed
 from fsl_cli.settings.schema import Settings
 from fsl_cli.settings.words import as_typed
 from fsl_cli.show import console
@@ -192,7 +193,7 @@ def _jobs(composer: Composer, sweep: DictConfig, folder: Path, command: str, eve
             try:
                 config = _composed(composer, words, partial(composer.compose_job, sweep, words, number))
                 jobs.append(_checked(config, job_folder(config), command, words, number=number, sweep=folder))
-                _check_free(jobs[-1])
+                _check_folder(jobs[-1])
             except Problems as error:
                 problems += error.problems
             except FslError as error:
@@ -206,9 +207,14 @@ def _silent() -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda amount: None)
 
 
-def _check_free(job: Job) -> None:
-    if job.settings.resume is False:
-        RunFolder(job.folder).check_free()
+def _check_folder(job: Job) -> None:
+    """Raise `FslError` if the job may not write to its folder, or go on with what is there."""
+    from fsl_cli.results.checkpoint import check_same_configuration  # these two need torch, which other problems do not
+    from fsl_cli.run.resuming import resume_point
+
+    folder = RunFolder(job.folder)
+    if resume_point(job.settings.resume, job.config, folder) == folder.last and folder.config.is_file():
+        check_same_configuration(completed(folder.read_config()), completed(job.config), folder.last)
 
 
 def _parsed(composer: Composer, words: Sequence[str]) -> list[Any]:

@@ -23,7 +23,7 @@ from fsl_cli.run.parts import Parts, assemble
 from fsl_cli.settings import overrides, plain_yaml
 from fsl_cli.settings.compose import Composer, is_new, run_folder
 from fsl_cli.settings.resolve import validate_model
-from fsl_cli.settings.saved import changed
+from fsl_cli.settings.saved import changed, without_unknown
 from fsl_cli.settings.schema import ModelSettings
 from fsl_cli.settings.words import as_typed
 from fsl_cli.show import console
@@ -77,7 +77,9 @@ def open_run(run: str | os.PathLike[str], words: Sequence[str] = ()) -> Trained:
         Problems: overrides that are wrong, all of them.
     """
     folder = RunFolder(Path(os.path.expanduser(run)).absolute())
-    saved = folder.read_config()
+    saved, unknown = without_unknown(folder.read_config())
+    if unknown:
+        console.warn(f"{folder.config}: {', '.join(unknown)}: unknown to this version of fsl, and ignored")
     ways = _trained_ways(saved, folder)
     config = changed(saved, overrides.parse(as_typed(words)))
     return Trained(folder, validate_model(config), config, ways)

@@ -18,7 +18,7 @@ from fsl_cli.settings.build import arguments_of, defaults_of
 from fsl_cli.settings.compose import Composer, without_hydra
 from fsl_cli.settings.conf_files import conf_dir
 from fsl_cli.settings.resolve import FOLDERS, RUNTIME, resolve
-from fsl_cli.settings.schema import TrainSettings
+from fsl_cli.settings.schema import EvalSettings, HardwareSettings, TrainSettings
 from fsl_cli.settings.targets import target_of
 
 # Overrides that change how a trained model is tested; everything else belongs to training.
@@ -42,6 +42,23 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         fields = TrainSettings.model_fields.items()
         config["train"] = {**{name: field.default for name, field in fields if not field.is_required()}, **config["train"]}
     return config
+
+
+def without_unknown(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A saved configuration without the settings of ``eval`` and ``hardware`` that this version does not know.
+
+    They say how a run is tested and where, not what it is.
+
+    Returns:
+        The configuration, and the dotted names of what was left out.
+    """
+    found, unknown = dict(saved), []
+    for section, schema in (("eval", EvalSettings), ("hardware", HardwareSettings)):
+        node = saved.get(section)
+        if isinstance(node, Mapping):
+            unknown += [f"{section}.{key}" for key in node if key not in schema.model_fields]
+            found[section] = {key: value for key, value in node.items() if key in schema.model_fields}
+    return found, unknown
 
 
 def _class_of(config: Mapping[str, Any], section: str) -> type | None:

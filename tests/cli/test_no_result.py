@@ -158,14 +158,15 @@ from fsl_cli.episodes.class_images import ClassImages
 class Pictures(ImageClasses):
     name = "pictures"
     image_shape = (1, 8, 8)
-    def __init__(self, *, blank: str = "none"):
-        self.blank = blank
+    def __init__(self, *, blank: str = "none", share: float = 0.0):
+        self.blank, self.share = blank, share
     def counts(self, name):
         return np.full(10, 20)
     def split(self, name):
         pixels = torch.randint(0, 256, (200, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         if self.blank == name:
             pixels[:] = 255
+        pixels[torch.rand(200, generator=torch.Generator().manual_seed(1)) < self.share] = 0
         return ClassImages(pixels, self.counts(name), [f"{name} {index}" for index in range(10)])
 class Curves(Sinusoid):
     def __init__(self, *, damaged: str = "none"):
@@ -190,7 +191,7 @@ def data_sets(tmp_path, monkeypatch):
     conf = tmp_path / "plugged" / "conf" / "dataset"
     conf.mkdir(parents=True)
     (tmp_path / "plugged" / "odd_data.py").write_text(DATA_SET)
-    (conf / "pictures.yaml").write_text("name: pictures\n_target_: odd_data.Pictures\nblank: none\n")
+    (conf / "pictures.yaml").write_text("name: pictures\n_target_: odd_data.Pictures\nblank: none\nshare: 0.0\n")
     curves = "dataset:\n  name: curves\n  _target_: odd_data.Curves\n  damaged: none\ntask:\n  ways: null\n"
     (conf / "curves.yaml").write_text(f"# @package _global_\n{curves}")
     monkeypatch.setenv("FSL_PLUGINS", str(tmp_path / "plugged"))
@@ -228,3 +229,25 @@ def test_examples_that_are_not_finite_are_noticed_before_training(fsl, small, tm
     assert outcome.code == 2
     assert "the train split has examples that are not finite numbers" in outcome.err
     assert not (tmp_path / "damaged").exists()
+
+
+@pytest.mark.usefixtures("data_sets")
+@pytest.mark.parametrize(("share", "warns"), [(0.2, True), (0.0, False)])
+def test_blank_images_among_others_are_a_warning(fsl, tmp_path, share, warns):
+    words = merged(("dataset=pictures", f"dataset.share={share}", f"hydra.run.dir={tmp_path / 'run'}"))
+    outcome = fsl("train", *words)
+    assert outcome.code == 0
+    for split in ("train", "val", "test"):
+        assert (f"images of the {split} split that were looked at are blank; look at the files" in outcome.err) == warns
+
+
+@pytest.mark.parametrize(("lr", "diverged"), [(1e6, True), (1e-3, False)])
+def test_a_training_that_has_diverged_to_finite_weights_is_marked(small, fsl, tmp_path, lr, diverged):
+    words = ("algo=maml", f"train.optimizer.lr={lr}", "eval.episodes=200")
+    outcome = fsl("train", *merged(words), f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.code == 0
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("test ")]
+    assert ("% (95% CI, t), with a loss of " in line) == diverged
+    assert ("warning: training or the inner loop has diverged" in outcome.err) == diverged
+    assert results(tmp_path / "run")["diverged"] == diverged
+    assert tables.row(tmp_path / "run", "run")["state"] == ("done, diverged" if diverged else "done")

@@ -195,3 +195,19 @@ def test_a_checkpoint_without_settings_of_a_later_version_goes_on(small, fsl):
     assert "algo.adapt was all, now head; hardware.engine was auto, now loop" in refused.err
     assert fsl("train", *words).code == 0
     assert results(run) == results(small("whole"))
+
+
+def test_settings_of_a_later_version_that_say_how_to_test_are_ignored_with_a_warning(small, fsl, tmp_path):
+    run = small("run")
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    later = {"eval": saved["eval"] | {"bootstrap": 5}, "hardware": saved["hardware"] | {"power": "low"}}
+    outcome = fsl("eval", f"run={edited(run, **later)}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert outcome.code == 0, outcome.err
+    assert (
+        outcome.err
+        == f"warning: {run / 'config.yaml'}: eval.bootstrap, hardware.power: unknown to this version of fsl, and ignored\n"
+    )
+    assert results(tmp_path / "again")["accuracy"] == results(run)["accuracy"]
+    refused = fsl("eval", f"run={edited(run, task=saved['task'] | {'unions': 2})}")  # what is tested is another matter
+    assert (refused.code, refused.err.count("\n")) == (2, 2)
+    assert "error: task.unions: unknown option" in refused.err

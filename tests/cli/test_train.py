@@ -181,6 +181,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_finished_run_that_goes_on_keeps_its_results_until_there_are_new_ones(small, fsl, monkeypatch):
     from fsl_cli.results import tables
+    from fsl_cli.results.records import records
     from fsl_cli.training import Training
 
     folder = small("run", "algo=mann", "eval.checkpoint=last", "train.iterations=4")
@@ -199,9 +200,16 @@ def test_a_finished_run_that_goes_on_keeps_its_results_until_there_are_new_ones(
     assert [(folder / name).read_bytes() for name in kept] == before
     assert tables.row(folder, "run")["state"].startswith("interrupted")  # what is there is not the result of the run
     assert tables.row(folder, "run")["accuracy %"] == ""
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["earlier"]["state"], status["earlier"]["iteration"]) == ("done", 4)
+    assert records([folder])[0]["state"] == "interrupted; results of an earlier end"
+    monkeypatch.setattr(Training, "step", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    assert fsl("train", *words).code != 0
+    assert json.loads((folder / "status.json").read_text())["earlier"] == status["earlier"]
     monkeypatch.setattr(Training, "step", step)
     assert fsl("train", *words).code == 0
     assert [(folder / name).read_bytes() for name in kept] != before
+    assert "earlier" not in json.loads((folder / "status.json").read_text())
     same_run(folder, small("whole", "algo=mann", "eval.checkpoint=last", "train.iterations=8"))
 
 

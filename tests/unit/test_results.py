@@ -114,3 +114,20 @@ def test_a_damaged_configuration_does_not_take_the_table_away(tmp_path, content)
     RunFolder(tmp_path).write_status("failed", error="the disk is full", task={"ways": 5})
     row = tables.row(tmp_path, "0")
     assert (row["algo"], row["ways"], row["state"]) == ("", "5", "failed: the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "half", "loss", "expected"),
+    [
+        (0.2, 0.01, 2.3e9, True),
+        (0.205, 0.01, 17.0, True),
+        (0.3, 0.01, 2.3e9, True),
+        (0.3, 0.01, 2.3e3, False),
+        (0.2, 0.01, 1.61, False),
+    ],
+)
+def test_a_huge_loss_and_a_large_one_at_chance_are_a_training_that_has_diverged(accuracy, half, loss, expected):
+    scores = {"accuracy": MeanInterval(accuracy, half, 100, "t"), "loss": MeanInterval(loss, 0.1, 100, "t")}
+    found = dataclasses.replace(REGRESSION, task={"ways": 5, "shots": 1, "queries": 15}, headline=ACCURACY, scores=scores)
+    assert found.diverged is expected
+    assert not REGRESSION.diverged
