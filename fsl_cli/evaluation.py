@@ -19,6 +19,8 @@ from fsl_cli.episodes.sampler import Sampler
 _IMAGES = 256  # images embedded at once; larger batches are not faster
 _EPISODES = 8  # granularity of the processes' shares if there are too few episodes to share whole chunks
 _DRAWN = 256  # episodes whose image indices are drawn at once
+_MOST_EMBEDDED = 2**30  # bytes of embeddings that are kept; where there would be more, every episode is embedded by itself
+_LARGEST = 2**16  # bytes of an embedding, assumed as long as so many of them could be kept
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,11 @@ def evaluate(
     done, score = 0, partial(algorithm.score, curves=curves)
     try:
         if algorithm.embeds and isinstance(sampler, EpisodeSampler):
-            done = episodes // 2
-            sampler = _embedded(algorithm, sampler, episodes, hardware, lambda part: progress.to(0, done, part))
-            score = partial(_score_embedded, algorithm)
+            images = torch.from_numpy(_occurring(sampler, episodes))
+            if _can_be_kept(algorithm, sampler, images, hardware):
+                done = episodes // 2
+                sampler = _embedded(algorithm, sampler, images, hardware, lambda part: progress.to(0, done, part))
+                score = partial(_score_embedded, algorithm)
 
         def rows(part: range) -> Tensor:
             batch = sampler.batch(part.start, len(part))
@@ -168,23 +172,32 @@ def _table(
     most = max(1, min(limit or count, len(share)))
 
     def mine(chunk: int) -> Tensor | None:
-        size, rows = min(most, chunk * per_episode), []
+        size, found = min(most, chunk * per_episode), None
         for first in range(share.start, share.stop, size):
             part = range(first, min(first + size, share.stop))
             with hardware.autocast():
-                rows.append(compute(part))
+                rows = compute(part)
+            found = rows.new_empty(len(share), *rows.shape[1:]) if found is None else found
+            found[part.start - share.start : part.stop - share.start] = rows
             progress((part.stop - share.start) / len(share))
             raise_if_interrupted()
-        return torch.cat(rows) if rows else None
+        return found
 
     return processes.gather(processes.together(lambda: hardware.within_memory("evaluation", -(-most // per_episode), mine)))
 
 
+def _can_be_kept(algorithm: Algorithm, sampler: EpisodeSampler, images: Tensor, hardware: Hardware) -> bool:
+    """Whether the embeddings of so many images fit into `_MOST_EMBEDDED`."""
+    if len(images) * _LARGEST <= _MOST_EMBEDDED:
+        return True
+    with hardware.autocast():
+        return len(images) * algorithm.embed(sampler.images(images[:1])).nbytes <= _MOST_EMBEDDED
+
+
 def _embedded(
-    algorithm: Algorithm, sampler: EpisodeSampler, episodes: int, hardware: Hardware, progress: Callable[[float], None]
+    algorithm: Algorithm, sampler: EpisodeSampler, images: Tensor, hardware: Hardware, progress: Callable[[float], None]
 ) -> EmbeddedSampler:
-    """Embed every image of the first ``episodes`` episodes once, shared among the processes."""
-    images = torch.from_numpy(_occurring(sampler, episodes))
+    """Embed every one of these images once, shared among the processes."""
     table = _table(
         lambda part: algorithm.embed(sampler.images(images[part.start : part.stop])),
         len(images),
@@ -199,7 +212,7 @@ def _embedded(
 
 def _occurring(sampler: EpisodeSampler, episodes: int) -> np.ndarray:
     """Indices of the images that occur in the first ``episodes`` episodes, int64, in ascending order."""
-    occurs = np.zeros(len(sampler.source.images), dtype=bool)
+    occurs = np.zeros(sampler.source.size, dtype=bool)
     for first in range(0, episodes, _DRAWN):
         occurs[sampler.indices(first, min(_DRAWN, episodes - first)).images] = True
     return np.flatnonzero(occurs)

@@ -138,6 +138,16 @@ def set_up(
     return Hardware(chosen, precision, chunk, used, warn, compile)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None for the CPU, which reads images where they are."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept by PyTorch for later tensors
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return None
+
+
 def automatic_chunk(device: torch.device, numbers: int) -> int:
     """How many tasks to compute at once on a device: few enough for its caches and its memory.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Literal
@@ -12,12 +12,12 @@ from typing import Literal
 import numpy as np
 
 from fsl_cli.datasets.cifar100_files import Found, find
-from fsl_cli.datasets.dataset import SPLITS, ImageClasses, SplitName
 from fsl_cli.datasets.download import fetch
-from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_folder, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack import ProgressFactory, pack_folder, pack_key
+from fsl_cli.datasets.pack_source import PackSource, from_array
+from fsl_cli.datasets.packed_images import PackedImages
 from fsl_cli.datasets.review import Read
 from fsl_cli.datasets.status import Status
-from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
@@ -25,7 +25,7 @@ MD5 = "eb9058c3a382ffc7106e4002c42a8d85"  # as published by torchvision
 PICTURES = 600
 
 
-class Cifar100(ImageClasses):
+class Cifar100(PackedImages):
     """CIFAR-FS (Bertinetto et al. 2019) or FC100 (Oreshkin et al. 2018).
 
     Reads CIFAR-100 in any layout that `find` knows, from ``data_dir/cifar_fs``, ``cifar100``, ``fc100`` in it or ``data_dir``
@@ -51,18 +51,6 @@ class Cifar100(ImageClasses):
     ) -> None:
         self.data_dir, self.cache_dir = Path(data_dir), Path(cache_dir)
         self.name, self.download, self.progress = split, download, progress
-
-    def split(self, name: SplitName) -> ClassImages:
-        """The classes of one split, memory-mapped; the first call locates, checks and packs the data.
-
-        Raises:
-            FslError: the data is missing, incomplete or unreadable, or a folder is not writable.
-        """
-        return packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
-
-    def counts(self, name: SplitName) -> np.ndarray:
-        """int64 ``[classes]``, pictures per class of one split. Raises the same errors as `split`."""
-        return packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
 
     def status(self) -> Status:
         """CIFAR-100 in whatever layout; the number of classes is known without it."""
@@ -118,26 +106,27 @@ class Cifar100(ImageClasses):
 
     def examples(self) -> Iterator[Read]:
         """Every picture as the files have it. Raises `FslError` at the first that cannot be decoded."""
+        read = self._files.reader()
         for split, names in class_split(self.name).items():
-            for label, pictures in self._files.classes(names):
-                for number, content in enumerate(pictures, start=1):
+            for label in names:
+                for number, content in enumerate(read(label), start=1):
                     yield Read(split, label, f"{self._files.path}: {label} number {number}", content)
 
     def _source(self) -> PackSource:
-        splits = class_split(self.name)
-        return PackSource(
-            splits={split: dict.fromkeys(splits[split], PICTURES) for split in SPLITS},
-            image_shape=self.image_shape,
-            images=self._sorted([name for split in SPLITS for name in splits[split]]),
-        )
+        read = self._files.reader()
+        splits = {
+            split: {name: from_array(PICTURES, partial(self._sorted, read, name)) for name in names}
+            for split, names in class_split(self.name).items()
+        }
+        return PackSource(splits, self.image_shape)
 
-    def _sorted(self, names: list[str]) -> Iterator[np.ndarray]:
-        """The pictures of each class in the order of their hashes, which is the same in every layout."""
-        for name, pictures in self._files.classes(names):
-            if pictures.shape != (PICTURES, *self.image_shape):
-                what = f"class {name} has {len(pictures)} pictures, not {PICTURES}"
-                raise FslError(what, where=str(self._files.path), hint="put the whole of CIFAR-100 there")
-            yield pictures[sorted(range(PICTURES), key=lambda i: hashlib.sha256(pictures[i].tobytes()).digest())]
+    def _sorted(self, read: Callable[[str], np.ndarray], name: str) -> np.ndarray:
+        """The pictures of a class in the order of their hashes, which is the same in every layout."""
+        pictures = read(name)
+        if pictures.shape != (PICTURES, *self.image_shape):
+            what = f"class {name} has {len(pictures)} pictures, not {PICTURES}"
+            raise FslError(what, where=str(self._files.path), hint="put the whole of CIFAR-100 there")
+        return pictures[sorted(range(PICTURES), key=lambda i: hashlib.sha256(pictures[i].tobytes()).digest())]
 
 
 def class_split(name: str) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,8 +30,8 @@ class Found(Protocol):
     def fingerprint(self) -> str:
         """A hash that changes if a file is added, removed or modified."""
 
-    def classes(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """Each named class with its pictures, uint8 ``[n, 3, 32, 32]`` in any order."""
+    def reader(self) -> Callable[[str], np.ndarray]:
+        """A function that reads the pictures of a class: uint8 ``[n, 3, 32, 32]``, in any order. Threads may call it."""
 
 
 def find(places: Sequence[Path]) -> Found | None:
@@ -65,12 +65,13 @@ class Pictures:
         """See `Found`."""
         return self._files.fingerprint()
 
-    def classes(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """See `Found`. Raises `FslError` if a file cannot be decoded or a class is missing."""
+    def reader(self) -> Callable[[str], np.ndarray]:
+        """See `Found`. The function raises `FslError` if a file cannot be decoded or the class is missing."""
         found: dict[str, list[str]] = {}
         for name in self._files.names():
             found.setdefault(name.split("/")[-2] if "/" in name else "", []).append(name)
-        for name in names:
+
+        def read(name: str) -> np.ndarray:
             if name not in found:
                 raise FslError(f"there is no class {name}", where=str(self.path), hint="put the whole of CIFAR-100 there")
             pictures = [np.asarray(read_image(self._files, each).convert("RGB")) for each in found[name]]
@@ -78,7 +79,9 @@ class Pictures:
                 raise FslError(
                     f"a picture of class {name} has {other[1]} x {other[0]} pixels, not 32 x 32", where=str(self.path)
                 )
-            yield name, np.stack(pictures).transpose(0, 3, 1, 2)
+            return np.stack(pictures).transpose(0, 3, 1, 2)
+
+        return read
 
 
 class Pickles:
@@ -98,18 +101,27 @@ class Pickles:
                         digest.update(chunk)
         return digest.hexdigest()
 
-    def classes(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """See `Found`. Raises `FslError` if a file is damaged, runs code, or lacks a class."""
+    def reader(self) -> Callable[[str], np.ndarray]:
+        """See `Found`. Raises `FslError` if a file is damaged or runs code; the function, if the class is missing."""
         content = {member: self._load(member) for member in MEMBERS}
         try:
             numbers = {name: number for number, name in enumerate(content["meta"]["fine_label_names"])}
             labels = np.concatenate([np.asarray(content[part]["fine_labels"]) for part in ("train", "test")])
             pixels = np.concatenate([content[part]["data"] for part in ("train", "test")]).reshape(-1, 3, 32, 32)
-            every = [(name, pixels[labels == numbers[name]].astype(np.uint8, casting="no")) for name in names]
+            pixels = pixels.astype(np.uint8, casting="no")
         except (KeyError, TypeError, ValueError, IndexError) as problem:
-            hint = "put the original cifar-100-python there"
-            raise FslError(f"not CIFAR-100: {problem!r}", where=str(self.path), hint=hint) from problem
-        yield from every
+            raise self._not_cifar100(problem) from problem
+
+        def read(name: str) -> np.ndarray:
+            try:
+                return pixels[labels == numbers[name]]
+            except (KeyError, IndexError) as problem:
+                raise self._not_cifar100(problem) from problem
+
+        return read
+
+    def _not_cifar100(self, problem: Exception) -> FslError:
+        return FslError(f"not CIFAR-100: {problem!r}", where=str(self.path), hint="put the original cifar-100-python there")
 
     def _load(self, member: str) -> Any:
         if self.path.is_dir():

@@ -80,7 +80,8 @@ class ExampleClasses(ABC):
             images = self.split(split)
             for label, count, first in zip(images.names, images.counts, images.offsets, strict=True):
                 for number in range(count):
-                    yield Read(split, label, f"{label} number {number + 1}", images.images[first + number].numpy())
+                    content = images.gather(torch.tensor([first + number]))[0].numpy()
+                    yield Read(split, label, f"{label} number {number + 1}", content)
 
     def problem(self, task: Task) -> Problem:
         """Classification into the ways of the task."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,20 +13,22 @@ from annotated_types import Ge, Gt, Len, Lt
 
 from fsl_cli.datasets import picture_lists
 from fsl_cli.datasets.class_splits import SPLITS, check_fractions, split_by_file, split_by_fractions
-from fsl_cli.datasets.dataset import ImageClasses, SplitName
 from fsl_cli.datasets.image_files import readable
-from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_counts, pack_folder, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack import ProgressFactory, pack_folder, pack_key
+from fsl_cli.datasets.pack_reading import pack_counts
+from fsl_cli.datasets.pack_source import Packed, PackSource, from_items
+from fsl_cli.datasets.packed_images import PackedImages
+from fsl_cli.datasets.parallel import in_order
 from fsl_cli.datasets.picture_lists import Splits
 from fsl_cli.datasets.pictures import Fit, Undecodable, picture
-from fsl_cli.datasets.review import Read, Review
+from fsl_cli.datasets.review import Read
 from fsl_cli.datasets.status import Status
-from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 _NAMED = 5  # at most so many pictures or classes are named in one message
 
 
-class Folder(ImageClasses):
+class Folder(PackedImages):
     """Pictures of any size and format, decoded, resized and packed once.
 
     ``root`` has a folder for each class; or folders ``train``, ``val`` and ``test`` with a folder for each class. With ``csv``
@@ -83,18 +82,6 @@ class Folder(ImageClasses):
         self.progress, self.warn = progress, warn or (lambda text: None)
         check_fractions(fractions)
 
-    def split(self, name: SplitName) -> ClassImages:
-        """The classes of one split, memory-mapped; the first call decodes and packs the pictures.
-
-        Raises:
-            FslError: the folder or a file is missing or unreadable, too many pictures are, or there are no classes.
-        """
-        return packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
-
-    def counts(self, name: SplitName) -> np.ndarray:
-        """int64 ``[classes]``, pictures per class of one split. Raises the same errors as `split`."""
-        return packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
-
     def status(self) -> Status:
         """Its folder. Before packing, unreadable pictures count too. Raises the errors of `split`."""
         counts = {
@@ -142,36 +129,18 @@ class Folder(ImageClasses):
         limits = {"min_images": self.min_images, "max_unreadable": self.max_unreadable}
         return pack_key(content=digest.hexdigest(), **options, **limits)
 
-    def _source(self) -> PackSource:
-        splits = {split: {name: len(pictures) for name, pictures in classes.items()} for split, classes in self._found.items()}
-        return PackSource(splits, self.image_shape, self._blocks(), incomplete=True)
-
-    def _blocks(self) -> Iterator[np.ndarray]:
-        """The pictures of each class; warns at the end of what was left out and what is there twice."""
-        review, small = Review(), []
-        total = sum(len(pictures) for classes in self._found.values() for pictures in classes.values())
-        for (_, label), reads in groupby(self.examples(), key=lambda read: (read.split, read.label)):
-            usable = []
-            for read in reads:
-                review.add(read)
-                usable += [read.content] if not isinstance(read.content, str) else []
-            if len(review.unreadable) > self.max_unreadable * total:
-                raise self._too_many(review.unreadable, total)
-            if len(usable) < self.min_images:
-                small.append(f"{label} ({len(usable)})")
-                usable = []
-            yield np.stack(usable) if usable else np.empty((0, *self.image_shape), np.uint8)
-        self._report("unreadable pictures left out", review.unreadable)
-        self._report(f"classes with fewer than {self.min_images} pictures left out", small)
-        self._report("pictures are in two splits, so a test may have been seen in training", review.twice["in two splits"])
-
     def examples(self) -> Iterator[Read]:
         """Every picture of the folder, decoded and resized, or why it cannot be."""
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
-            for split, classes in self._found.items():
-                for label, paths in classes.items():
-                    for path, found in zip(paths, pool.map(self._decoded, paths), strict=True):
-                        yield Read(split, label, str(path), found)
+        named = [(split, name, path) for split, each in self._found.items() for name, paths in each.items() for path in paths]
+        for (split, name, path), found in zip(named, in_order(partial(self._decoded, each[2]) for each in named), strict=True):
+            yield Read(split, name, str(path), found)
+
+    def _source(self) -> PackSource:
+        splits = {
+            split: {name: from_items(paths, self._named, self.image_shape) for name, paths in classes.items()}
+            for split, classes in self._found.items()
+        }
+        return PackSource(splits, self.image_shape, self._check_unreadable, self.min_images, self._report)
 
     def _decoded(self, path: Path) -> np.ndarray | str:
         try:
@@ -180,11 +149,29 @@ class Folder(ImageClasses):
             return str(problem)
         return 255 - pixels if self.invert else pixels
 
-    def _too_many(self, unreadable: list[str], total: int) -> FslError:
-        what = f"more than {self.max_unreadable:.0%} of {total} pictures cannot be read, for example {unreadable[0]}"
-        return FslError(what, where=str(self.root), hint="remove or replace them, or set dataset.max_unreadable")
+    def _named(self, path: Path) -> np.ndarray | str:
+        found = self._decoded(path)
+        return f"{path}: {found}" if isinstance(found, str) else found
 
-    def _report(self, what: str, items: list[str]) -> None:
+    def _check_unreadable(self, found: list[str]) -> None:
+        total = sum(len(paths) for classes in self._found.values() for paths in classes.values())
+        if len(found) > self.max_unreadable * total:
+            what = f"more than {self.max_unreadable:.0%} of {total} pictures cannot be read, for example {found[0]}"
+            raise FslError(what, where=str(self.root), hint="remove or replace them, or set dataset.max_unreadable")
+
+    def _report(self, packed: Packed) -> None:
+        """Warn of what was left out and of what is there twice."""
+        paths = self._found
+        small = [f"{name} ({usable})" for name, usable in packed.small]
+        twice = [
+            f"{paths[split][name][position]} ({split}) is {paths[other][label][first]} ({other})"
+            for (split, name, position), (other, label, first) in packed.twice
+        ]
+        self._warn_of("unreadable pictures left out", packed.unusable)
+        self._warn_of(f"classes with fewer than {self.min_images} pictures left out", small)
+        self._warn_of("pictures are in two splits, so a test may have been seen in training", twice)
+
+    def _warn_of(self, what: str, items: Sequence[str]) -> None:
         if items:
             more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
             self.warn(f"{self.root}: {len(items)} {what}: {'; '.join(items[:_NAMED])}{more}")

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from annotated_types import Ge
 from PIL import __version__ as pillow_version
 from PIL import features
 
 from fsl_cli.datasets import glyph_classes, glyph_drawing
-from fsl_cli.datasets.dataset import ImageClasses, SplitName
-from fsl_cli.datasets.glyph_classes import FACES, SPLITS, Glyph, font_path
+from fsl_cli.datasets.glyph_classes import FACES, SPLITS, font_path
 from fsl_cli.datasets.glyph_drawing import drawings
-from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_counts, pack_folder, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack import ProgressFactory, pack_folder, pack_key
+from fsl_cli.datasets.pack_reading import pack_counts
+from fsl_cli.datasets.pack_source import ClassSource, PackSource, from_array
+from fsl_cli.datasets.packed_images import PackedImages
 from fsl_cli.datasets.status import Status
-from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 
 
-class Glyphs(ImageClasses):
+class Glyphs(PackedImages):
     """1,671 characters (1,296 train, 155 val, 220 test), drawn by several faces, slants, proportions and pens.
 
     Train: Latin, Greek, Cyrillic, Canadian syllabics, arrows, mathematics, signs. Val: Armenian, Tifinagh, N'Ko, Lao,
     Ogham. Test: Arabic, Hebrew, Georgian. Of characters that look alike only one is a class, so a test class has no
-    twin in another split.
+    twin in another split. Classes are named like ``ARABIC LETTER BEH (U+0628)``; 255 = ink. Drawing them takes well under a
+    minute.
 
     Args:
         cache_dir: where the drawings are packed, once per combination of options.
@@ -51,20 +51,6 @@ class Glyphs(ImageClasses):
     ) -> None:
         self.cache_dir = Path(cache_dir)
         self.size, self.seed, self.drawings, self.progress = size, seed, drawings, progress
-
-    def split(self, name: SplitName) -> ClassImages:
-        """The classes of one split, named like ``ARABIC LETTER BEH (U+0628)``; memory-mapped, 255 = ink.
-
-        The first call draws and packs all splits, which takes well under a minute.
-
-        Raises:
-            FslError: matplotlib came without its fonts, or the cache folder cannot be written.
-        """
-        return packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
-
-    def counts(self, name: SplitName) -> np.ndarray:
-        """int64 ``[classes]``, images per class of one split, without reading its images. Raises what `split` raises."""
-        return packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
 
     def status(self) -> Status:
         """It needs no files but matplotlib's fonts."""
@@ -93,13 +79,8 @@ class Glyphs(ImageClasses):
         return pack_key(content=digest.hexdigest(), rasteriser=rasteriser, **options)
 
     def _source(self) -> PackSource:
-        classes = sorted(glyph_classes.glyph_classes(), key=lambda glyph: SPLITS.index(glyph.split))
-        return PackSource(
-            splits={split: {glyph.name: self.drawings for glyph in classes if glyph.split == split} for split in SPLITS},
-            image_shape=self.image_shape,
-            images=self._drawn(classes),
-        )
-
-    def _drawn(self, classes: list[Glyph]) -> Iterator[np.ndarray]:
-        for glyph in classes:
-            yield drawings(glyph, self.drawings, self.size, self.seed)
+        splits: dict[str, dict[str, ClassSource]] = {split: {} for split in SPLITS}
+        for glyph in glyph_classes.glyph_classes():
+            drawn = partial(drawings, glyph, self.drawings, self.size, self.seed)
+            splits[glyph.split][glyph.name] = from_array(self.drawings, drawn)
+        return PackSource(splits, self.image_shape)

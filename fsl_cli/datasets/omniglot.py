@@ -17,10 +17,12 @@ from annotated_types import Ge
 from PIL import Image
 
 from fsl_cli.datasets import omniglot_files
-from fsl_cli.datasets.dataset import ImageClasses, SplitName
+from fsl_cli.datasets.dataset import SplitName
 from fsl_cli.datasets.download import fetch
 from fsl_cli.datasets.image_files import ImageFiles, ZipImages, read_image
-from fsl_cli.datasets.pack import PackSource, ProgressFactory, pack_folder, pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack import ProgressFactory, pack_folder, pack_key
+from fsl_cli.datasets.pack_source import ClassSource, PackSource, from_items
+from fsl_cli.datasets.packed_images import PackedImages
 from fsl_cli.datasets.review import Read
 from fsl_cli.datasets.status import Status
 from fsl_cli.episodes import EpisodeSampler, Task
@@ -38,7 +40,7 @@ DRAWINGS = 20
 SPLITS = ("train", "val", "test")
 
 
-class Omniglot(ImageClasses):
+class Omniglot(PackedImages):
     """Omniglot in the class split of Vinyals et al. (2016): 1,028 train, 172 val and 423 test classes.
 
     Reads ``images_background`` and ``images_evaluation``, zipped or extracted, from ``data_dir/omniglot``, ``data_dir``
@@ -81,20 +83,13 @@ class Omniglot(ImageClasses):
             raise FslError("alphabets cannot be rotated by the episode", where="dataset.rotations", hint="use true or false")
 
     def split(self, name: SplitName) -> ClassImages:
-        """The classes of one split, named ``<Alphabet>/characterNN`` (``@90`` and so on when rotated).
-
-        Memory-mapped unless ``rotations`` is true, which copies the images. The first call locates, checks and packs the
-        data.
-
-        Raises:
-            FslError: the data is missing, incomplete or unreadable, or a folder is not writable.
-        """
-        images = packed_split(self.cache_dir, self.name, self._key, name, self._source, self.progress)
+        """The classes of one split, named ``<Alphabet>/characterNN`` (``@90`` when rotated); see `PackedImages.split`."""
+        images = super().split(name)
         return images.with_rotations() if self.rotations is True else images
 
     def counts(self, name: SplitName) -> np.ndarray:
-        """int64 ``[characters]``, images per character of one split; does not read its images. Raises the errors of `split`."""
-        counts = packed_counts(self.cache_dir, self.name, self._key, name, self._source, self.progress)
+        """int64 ``[characters]``, images per character of one split. See `PackedImages.counts`."""
+        counts = super().counts(name)
         return np.tile(counts, 4) if self.rotations is True else counts
 
     def classes(self) -> int | None:
@@ -180,19 +175,19 @@ class Omniglot(ImageClasses):
     def examples(self) -> Iterator[Read]:
         """Every drawing, decoded and resized, or why it cannot be; without rotations."""
         split_of = vinyals_split()
-        for character, (archive, names) in self._drawings().items():
-            for name in names:
+        for character, drawings in self._drawings().items():
+            for archive, name in drawings:
                 content: np.ndarray | str
                 try:
-                    content = _ink(read_image(archive, name), self.size)[None]
+                    content = self._drawing((archive, name))
                 except FslError as problem:
                     content = problem.what
                 yield Read(split_of[character], character, f"{archive.path}: {name}", content)
 
-    def _drawings(self) -> dict[str, tuple[ImageFiles, list[str]]]:
-        """For each character, its archive and its files there."""
+    def _drawings(self) -> dict[str, list[tuple[ImageFiles, str]]]:
+        """For each character, the archive and the file there of each of its drawings."""
         return {
-            character: (archive, names)
+            character: [(archive, name) for name in names]
             for archive_name, archive in self._archives.items()
             for character, names in checked_drawings(archive, archive_name).items()
         }
@@ -200,16 +195,13 @@ class Omniglot(ImageClasses):
     def _source(self) -> PackSource:
         drawings = self._drawings()
         split_of = vinyals_split()
-        ordered = {split: [c for c in drawings if split_of[c] == split] for split in SPLITS}
-        return PackSource(
-            splits={split: dict.fromkeys(characters, DRAWINGS) for split, characters in ordered.items()},
-            image_shape=self.image_shape,
-            images=self._decoded([drawings[c] for characters in ordered.values() for c in characters]),
-        )
+        splits: dict[str, dict[str, ClassSource]] = {split: {} for split in SPLITS}
+        for character, items in drawings.items():
+            splits[split_of[character]][character] = from_items(items, self._drawing, self.image_shape)
+        return PackSource(splits, self.image_shape)
 
-    def _decoded(self, drawings: list[tuple[ImageFiles, list[str]]]) -> Iterator[np.ndarray]:
-        for archive, names in drawings:
-            yield np.stack([_ink(read_image(archive, name), self.size)[None] for name in names])
+    def _drawing(self, drawing: tuple[ImageFiles, str]) -> np.ndarray:
+        return _ink(read_image(*drawing), self.size)[None]
 
 
 def vinyals_split(archive: str | None = None) -> dict[str, str]:

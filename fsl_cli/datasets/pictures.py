@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -42,14 +41,12 @@ def picture(path: Path, size: int, channels: Literal[1, 3], fit: Fit = "crop") -
         Undecodable: it cannot be read, is damaged, has more than 100 million pixels, or none of the supported formats.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of damaged metadata, which is not used
-            with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise Undecodable(f"{image.width} x {image.height} pixels are too many")
-                image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))  # JPEG: decodes fewer pixels
-                upright = ImageOps.exif_transpose(_eight_bits(image))
-                assert upright is not None
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Undecodable(f"{image.width} x {image.height} pixels are too many")
+            image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))  # JPEG: decodes fewer pixels
+            upright = ImageOps.exif_transpose(_eight_bits(image))
+            assert upright is not None
         return _array(_fitted(_on_white(upright, channels), size, fit))
     except Image.DecompressionBombError as problem:
         raise Undecodable("too many pixels") from problem

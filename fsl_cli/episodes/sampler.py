@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsl_cli.compute.hardware import free_memory
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes.episodes import Episodes, Examples, Task
 from fsl_cli.episodes.problem import Classification, Problem
 from fsl_cli.episodes.randomness import episode_seeds
 from fsl_cli.errors import FslError, raise_all
+
+_HASHED = 1024  # images read at once for a digest
 
 
 class Sampler(Protocol):
@@ -84,7 +87,8 @@ class EpisodeSampler:
         split: name of the split; different splits read different streams.
         task: shape of the episodes.
         seed: any integer >= 0.
-        device: device of the episodes; all images are copied to it once.
+        device: device of the episodes. All images are copied to it once if they fit into half of its free memory; otherwise
+            those of each batch are.
 
     Raises:
         Problems: the split has fewer classes than ways, or a class has fewer images than shots + queries.
@@ -93,7 +97,9 @@ class EpisodeSampler:
     def __init__(self, source: ClassImages, split: str, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
         self.source, self.split, self.task, self.device = source, split, task, torch.device(device)
         raise_all(self.problems())
-        self._images = source.images.to(self.device)
+        room = free_memory(self.device)
+        fits = room is None or source.images.nbytes <= room // 2
+        self._images = source.images.to(self.device) if fits else source.images
         self._key = np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(2, np.uint64)
         self._labels = torch.arange(task.ways, device=self.device)
 
@@ -153,7 +159,7 @@ class EpisodeSampler:
         Args:
             rows: int64 ``[B]`` on any device.
         """
-        found = self._images.index_select(0, rows.to(self.device))
+        found = self.source.gather(rows, self._images).to(self.device)
         return found if found.is_floating_point() else found.float().div_(255)
 
     def labels(self, count: int) -> tuple[Tensor, Tensor]:
@@ -170,7 +176,8 @@ class EpisodeSampler:
         digest = hashlib.sha256(f"{self.task} {self.source.example_shape}".encode())
         digest.update("\n".join(self.source.names).encode())
         digest.update(np.ascontiguousarray(drawn, dtype="<i8").tobytes())
-        digest.update(self.source.images[torch.from_numpy(np.unique(drawn))].numpy().tobytes())
+        for rows in torch.from_numpy(np.unique(drawn)).split(_HASHED):
+            digest.update(self.source.gather(rows).numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -128,7 +128,7 @@ def test_rotations_are_new_classes(toy: Path, tmp_path: Path) -> None:
     plain, rotated = load(toy, tmp_path / "cache"), load(toy, tmp_path / "cache", rotations=True)
     for split in SPLITS:
         images = plain[split].images.numpy()
-        turned = rotated[split].images.numpy().reshape(4, *images.shape)
+        turned = rotated[split].gather(torch.arange(4 * len(images))).numpy().reshape(4, *images.shape)
         for quarter in range(4):
             np.testing.assert_array_equal(turned[quarter], np.rot90(images, quarter, axes=(2, 3)))
         assert list(rotated[split].names) == [f"{name}@{90 * q}" for q in range(4) for name in plain[split].names]

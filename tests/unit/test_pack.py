@@ -1,4 +1,4 @@
-"""Packs are read back as written, never partially written, and written once."""
+"""Packs are read back as written, never partially written, written once, and continued after a kill."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from warm import Process, Warm
 
-from fsl_cli.datasets.pack import PackSource, pack_key, packed_counts, packed_split
+from fsl_cli.datasets import pack_reading
+from fsl_cli.datasets.pack import pack_key, packed_counts, packed_split
+from fsl_cli.datasets.pack_reading import damaged_images, image_hash, open_pack
+from fsl_cli.datasets.pack_source import Block, ClassSource, PackSource, from_array, from_items
 from fsl_cli.errors import FslError
 
 SHAPE = (1, 5, 7)
@@ -32,7 +37,12 @@ class Source:
 
     def __call__(self) -> PackSource:
         self.calls += 1
-        return PackSource(SPLITS, SHAPE, iter(np.split(IMAGES, [3, 5, 6, 10])))
+        blocks = iter(np.split(IMAGES, [3, 5, 6, 10]))
+        splits = {
+            split: {name: from_array(count, partial(np.copy, next(blocks))) for name, count in classes.items()}
+            for split, classes in SPLITS.items()
+        }
+        return PackSource(splits, SHAPE)
 
 
 def pack_folder(cache: Path) -> Path:
@@ -46,7 +56,7 @@ def test_splits_come_back_as_they_were_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(images.images.numpy(), IMAGES[rows])
         assert dict(zip(images.names, images.counts.tolist(), strict=True)) == SPLITS[split]
     assert source.calls == 1
-    assert sorted(path.name for path in pack_folder(tmp_path).iterdir()) == ["images.npy", "index.json"]
+    assert sorted(path.name for path in pack_folder(tmp_path).iterdir()) == ["hashes.npy", "images.npy", "index.json"]
     np.testing.assert_array_equal(np.load(pack_folder(tmp_path) / "images.npy"), IMAGES)
 
 
@@ -98,7 +108,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("file", ["images.npy", "index.json"])
+@pytest.mark.parametrize("file", ["hashes.npy", "images.npy", "index.json"])
 @pytest.mark.parametrize(
     "damage",
     [cut, flip, Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b'{"test": []}')],
@@ -124,14 +134,47 @@ def test_opening_a_split_does_not_read_the_others(tmp_path: Path) -> None:
     assert source.calls == 1
 
 
+@pytest.mark.parametrize(("row", "place", "seen"), [(6, "d 0", True), (9, "d 3", False), (11, "é 1", True)])
+def test_of_a_large_split_a_sample_is_checked_when_it_is_opened_and_the_rest_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int, place: str, seen: bool
+) -> None:
+    monkeypatch.setattr(pack_reading, "_CHECKED_BYTES", 6 * 35 - 1)  # the six images of the test split have one more
+    monkeypatch.setattr(pack_reading, "_CHECKED_IMAGES", 2)
+    source = Source()
+    packed_split(tmp_path, "toy", "key", "test", source)
+    assert list(damaged_images(open_pack(pack_folder(tmp_path)))) == []
+    changed = np.load(pack_folder(tmp_path) / "images.npy", mmap_mode="r+")
+    changed[row, 0, 0, 0] ^= 1
+    changed.flush()
+    counted: list[int] = []
+    found = list(damaged_images(open_pack(pack_folder(tmp_path)), counted.append))
+    assert [f"{name} {position}" for split, name, position in found if split == "test"] == [place]
+    assert (len(found), sum(counted)) == (1, 12)
+    packed_split(tmp_path, "toy", "key", "test", source)
+    assert source.calls == 1 + seen
+
+
 @pytest.mark.parametrize(
-    "blocks",
-    [[IMAGES[:6], IMAGES[6:]], [IMAGES[:5, 0], IMAGES[5:6, 0], IMAGES[6:, 0]], [IMAGES[:5].astype(float)]],
-    ids=["across splits", "wrong shape", "wrong type"],
+    "block",
+    [IMAGES[:2], IMAGES[:4], IMAGES[:3, 0], IMAGES[:3].astype(float)],
+    ids=["too short", "too long", "wrong shape", "wrong type"],
 )
-def test_a_block_that_does_not_fit_leaves_no_pack(tmp_path: Path, blocks: list[np.ndarray]) -> None:
+def test_a_block_that_does_not_fit_leaves_no_pack(tmp_path: Path, block: np.ndarray) -> None:
+    source = PackSource({"train": {"a": from_array(3, lambda: block)}}, SHAPE)
     with pytest.raises(ValueError, match="not a block"):
-        packed_split(tmp_path, "toy", "key", "train", lambda: PackSource(SPLITS, SHAPE, blocks))
+        packed_split(tmp_path, "toy", "key", "train", lambda: source)
+    assert [path.name for path in (tmp_path / "packs").iterdir()] == [".toy-key.lock"]
+
+
+def test_a_failing_source_leaves_no_pack(tmp_path: Path) -> None:
+    def image(number: int) -> np.ndarray:
+        if number == 900:
+            raise FslError("is too bad", where="image 900")
+        return IMAGES[0]
+
+    source = PackSource({"train": {"a": from_items(range(1000), image, SHAPE)}}, SHAPE)
+    with pytest.raises(FslError, match="image 900: is too bad"):
+        packed_split(tmp_path, "toy", "key", "train", lambda: source)
     assert [path.name for path in (tmp_path / "packs").iterdir()] == [".toy-key.lock"]
 
 
@@ -159,22 +202,23 @@ def test_full_disk_leaves_no_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 SLOW = textwrap.dedent(
     """
     import sys, time
+    from functools import partial
     from pathlib import Path
     import numpy as np
-    from fsl_cli.datasets.pack import PackSource, packed_split
+    from fsl_cli.datasets.pack import packed_split
+    from fsl_cli.datasets.pack_source import Block, ClassSource, PackSource
 
     cache, seconds = Path(sys.argv[1]), float(sys.argv[2])
 
-    def images():
-        for value in range(10):
-            time.sleep(seconds)
-            print(value, flush=True)
-            yield np.full((2, 1, 5, 7), value, dtype=np.uint8)
+    def block(value):
+        time.sleep(seconds)
+        print(f"{value}\\n", end="", flush=True)  # at once, since two threads print
+        return Block(np.full((2, 1, 5, 7), value, dtype=np.uint8))
 
     def source():
         with (cache / "packed").open("a") as log:
             log.write("once\\n")
-        return PackSource({"train": {"a": 20}}, (1, 5, 7), images())
+        return PackSource({"train": {"a": ClassSource(20, [partial(block, value) for value in range(10)])}}, (1, 5, 7))
 
     print("sum", int(packed_split(cache, "toy", "key", "train", source).images.sum()))
     """
@@ -194,18 +238,68 @@ def test_processes_that_start_together_pack_once(warm: Warm, tmp_path: Path) -> 
     assert (tmp_path / "packed").read_text() == "once\n"
 
 
-def test_killed_packing_leaves_no_half_pack(warm: Warm, tmp_path: Path) -> None:
+def test_killed_packing_is_continued(warm: Warm, tmp_path: Path) -> None:
     process = slow_packing(warm, tmp_path, 0.1, tmp_path / "log")
+    part = tmp_path / "packs" / ".toy-key.part"
     while "4\n" not in (tmp_path / "log").read_text():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not pack_folder(tmp_path).exists()
-    assert list((tmp_path / "packs").glob("*.tmp"))  # it was killed in the middle, not before or after
+    written = len((part / "journal.jsonl").read_bytes().splitlines())
+    assert 1 <= written < 9
 
     started = time.monotonic()
-    source = Source()
-    np.testing.assert_array_equal(packed_split(tmp_path, "toy", "key", "val", source).images.numpy(), IMAGES[5:6])
-    assert source.calls == 1
+    assert slow_packing(warm, tmp_path, 0, tmp_path / "again").wait() == 0
     assert time.monotonic() - started < 10  # the dead process's lock is not waited for
-    assert not list((tmp_path / "packs").glob("*.tmp"))
+    *read, total = (tmp_path / "again").read_text().splitlines()
+    assert sorted(map(int, read)) == list(range(written, 10))
+    assert total == f"sum {2 * 35 * sum(range(10))}"
+    expected = np.repeat(np.arange(10), 2)[:, None, None, None] * np.ones(SHAPE)
+    np.testing.assert_array_equal(np.load(pack_folder(tmp_path) / "images.npy"), expected)
+    assert list(damaged_images(open_pack(pack_folder(tmp_path)))) == []
+    assert not part.exists()
+
+
+# Larger than memory.
+
+
+def file_megabytes() -> float:
+    """Pages of files that count as memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_pages_that_were_read_are_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (3, 84, 84)
+    block = Block(np.ones((1000, *shape), np.uint8))
+    source = PackSource({"train": {"a": ClassSource(3000, [lambda: block] * 3)}}, shape)  # 64 MB
+    images = packed_split(tmp_path, "toy", "key", "train", lambda: source)
+    monkeypatch.setattr(pack_reading, "_RELEASED", 1)
+    images.on_read(1)
+    grown = []
+    for released in (1 << 22, 1 << 40):
+        monkeypatch.setattr(pack_reading, "_RELEASED", released)
+        before = file_megabytes()
+        for first in range(0, 3000, 100):
+            assert int(images.gather(torch.arange(first, first + 100)).sum()) == 100 * 3 * 84 * 84
+        grown.append(file_megabytes() - before)
+    assert grown[0] < 10
+    assert grown[1] > 50
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs sparse files")
+def test_a_pack_larger_than_memory_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, shape = 1_000_000, (3, 1024, 1024)  # 3 TB
+    monkeypatch.setattr(pack_reading, "_CHECKED_IMAGES", 2)
+    folder = pack_folder(tmp_path)
+    folder.mkdir(parents=True)
+    with (folder / "images.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + rows * 3 * 1024**2)
+    np.save(folder / "hashes.npy", np.full(rows, image_hash(np.zeros(shape, np.uint8)), np.uint64))
+    (folder / "index.json").write_text('{"train": {"classes": ["a"], "counts": [1000000], "first": 0}}')
+    images = packed_split(tmp_path, "toy", "key", "train", lambda: pytest.fail("was not opened"))
+    assert images.gather(torch.tensor([rows - 1])).sum() == 0

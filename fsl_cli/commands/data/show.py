@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fsl_cli.commands.data.options import split_options
 from fsl_cli.datasets.dataset import SPLITS, ExampleClasses, SplitName
@@ -93,25 +94,26 @@ def _show_classes(dataset: ExampleClasses, wanted: Wanted, name: str, file: Path
         if not found:
             every = [each for images in splits.values() for each in images.names]
             raise FslError("there is no such class", where=f"class={label}", hint=close_match(label, every))
-        rows = [(label, split, f"{_of_class(images, label).shape[0]:,}") for split, images in found.items()]
-        drawn = [row for images in found.values() for row in _rows_of_one(_of_class(images, label)[:_MOST], label)]
+        rows = [(label, split, f"{images.counts[list(images.names).index(label)]:,}") for split, images in found.items()]
+        drawn = [row for images in found.values() for row in _rows_of_one(_of_class(images, label, _MOST), label)]
     else:
         rows = [
             (each, s, f"{n:,}") for s, images in splits.items() for each, n in zip(images.names, images.counts, strict=True)
         ]
         images = splits[wanted.split or "train"]
         chosen = np.unique(np.linspace(0, len(images) - 1, min(_CLASSES, len(images))).round().astype(int))
-        drawn = [Row(images.names[i], [_of_class(images, images.names[i])[:_COLUMNS]]) for i in chosen]
+        drawn = [Row(images.names[i], [_of_class(images, images.names[i], _COLUMNS)]) for i in chosen]
     console.table(name, ("class", "split", "examples"), rows)
     if not drawn:
         raise FslError("has no classes", where=f"split={wanted.split or 'train'}")
     _draw(drawn, f"{name}: {wanted.label or f'{len(drawn)} classes of the {wanted.split or SPLITS[0]} split'}", file)
 
 
-def _of_class(images: ClassImages, label: str) -> np.ndarray:
+def _of_class(images: ClassImages, label: str, most: int) -> np.ndarray:
+    """The first examples of a class."""
     number = list(images.names).index(label)
-    first = images.offsets[number]
-    return images.images[first : first + images.counts[number]].numpy()
+    first, count = int(images.offsets[number]), min(most, int(images.counts[number]))
+    return images.gather(torch.arange(first, first + count)).numpy()
 
 
 def _rows_of_one(examples: np.ndarray, label: str) -> list[Row]:

@@ -16,7 +16,7 @@ import numpy as np
 from fsl_cli.commands.data.options import split_options
 from fsl_cli.datasets.dataset import SPLITS, Dataset, SplitName
 from fsl_cli.datasets.image_files import readable
-from fsl_cli.datasets.pack import damaged_splits
+from fsl_cli.datasets.pack_reading import damaged_splits
 from fsl_cli.datasets.review import Review
 from fsl_cli.datasets.status import Status, status_of
 from fsl_cli.episodes import Task
