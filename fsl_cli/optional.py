@@ -1,4 +1,4 @@
-"""learn2learn, which is an extra: imported only where it is used."""
+"""Packages that are extras: imported only where they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ import io
 import warnings
 from types import ModuleType
 
-from fsl_cli.errors import FslError
+from fsl_cli.errors import FslError, first_line
+
+
+def optional(module: str, *, needed_for: str, package: str) -> ModuleType:
+    """Import a module of a package that may be missing.
+
+    Args:
+        module: dotted name.
+        needed_for: the option or file that asks for it, for the error message.
+        package: its name for pip.
+
+    Raises:
+        FslError: it is not installed or does not import.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        what = f"needs {package}, which cannot be imported: {first_line(error)}"
+        raise FslError(what, where=needed_for, hint=f"pip install {package}") from error
 
 
 def learn2learn(module: str, *, needed_for: str) -> ModuleType:

@@ -56,6 +56,7 @@ class Nearest(Algorithm):
     def __init__(self, backbone: nn.Module, *, space: Space = "pixels", compare: Compare = "mean") -> None:
         super().__init__()
         self.backbone, self.space, self.compare = backbone, space, compare
+        self.compares_inputs = space == "pixels"
 
     def loss(self, episodes: Episodes) -> Step:
         """Cross-entropy of the queries, which needs no gradient: nothing is learned."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -36,7 +36,7 @@ class Dataset(Protocol):
 
     @property
     def example_shape(self) -> tuple[int, ...]:
-        """Shape of one example: ``(C, H, W)`` of images, ``(D,)`` of features."""
+        """Shape of one example: ``(C, H, W)`` of images, ``(D,)`` of features, ``(L,)`` of words."""
 
     def problem(self, task: Task) -> Problem:
         """The prediction problem of episodes with the shape ``task``."""
@@ -82,6 +82,11 @@ class ExampleClasses(ABC):
                 for number in range(count):
                     content = images.gather(torch.tensor([first + number]))[0].numpy()
                     yield Read(split, label, f"{label} number {number + 1}", content)
+
+    @property
+    def vocabulary(self) -> Sequence[str] | None:
+        """The words, where examples are numbers of words: word k has the number k + 2. None: they are something else."""
+        return None
 
     def problem(self, task: Task) -> Problem:
         """Classification into the ways of the task."""

@@ -1,81 +1,113 @@
-"""Tables of numbers with a label in each row: CSV, and NumPy's files."""
+"""Files of numbers with a label for each row: CSV, and NumPy's; Parquet is read by `feature_parquet`."""
 
 from __future__ import annotations
 
 import csv
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fsl_cli.datasets.feature_parquet import features_from_parquet
+from fsl_cli.datasets.feature_table import FEATURES, LABELS, FeatureTable, named
 from fsl_cli.datasets.image_files import readable
 from fsl_cli.errors import FslError, first_line
 
-LABELS = ("label", "class", "y", "labels", "target", "category")
-FEATURES = ("x", "X", "features", "embeddings", "data")
 MISSING = ("", "na", "nan", "null", "none", "?")
-_NAMED = 5
 
 
-@dataclass(frozen=True)
-class FeatureTable:
-    """Examples with labels.
-
-    Attributes:
-        values: float64 ``[n, D]``; NaN where a value is missing.
-        labels: ``n`` class names.
-        splits: ``n`` names of splits, or None if the file does not say.
-    """
-
-    values: np.ndarray
-    labels: list[str]
-    splits: list[str] | None
-
-
-def read_features(path: Path, label: str | None = None) -> FeatureTable:
-    """Read a file by its extension: ``.npz``, ``.csv``, ``.tsv`` or ``.data``.
+def read_features(path: Path, label: str | None = None, labels: Path | None = None) -> FeatureTable:
+    """Read a file by its extension: ``.npz``, ``.npy``, ``.parquet``, ``.csv``, ``.tsv`` or ``.data``.
 
     Args:
-        path: the file. ``.npz`` has the arrays ``x`` and ``y``, and perhaps ``split``. Tables have a column of labels and
-            perhaps a column ``split``; all others are numbers. A table without a header has one column that is not numbers.
+        path: the file. ``.npz`` has the arrays ``x`` and ``y``, perhaps ``split``; ``.npy`` has ``x`` alone, see ``labels``.
+            Tables have a column of labels and perhaps a column ``split``; all others are numbers, or in Parquet one of them
+            has vectors. A table without a header has one column that is not numbers.
         label: name of the array or column of labels; None: label, class, y, labels, target or category.
+        labels: of a ``.npy`` file: see `read_labels`.
 
     Raises:
         FslError: the file cannot be read, its extension is unknown, or its labels or numbers are not found.
     """
     if not path.is_file():
         raise FslError("there is no such file", where=str(path), hint="dataset.file names a table of numbers with labels")
-    if path.suffix == ".npz":
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        return _from_npy(path, label, labels)
+    if labels is not None:
+        raise FslError("only a .npy file has its labels in another file", where="dataset.labels", hint="use dataset.label")
+    if kind == ".npz":
         return _from_npz(path, label)
-    if path.suffix in (".csv", ".tsv", ".data"):
+    if kind == ".parquet":
+        return features_from_parquet(path, label)
+    if kind in (".csv", ".tsv", ".data"):
         return _from_table(path, *_csv_columns(path), label)
-    raise FslError("is no table that can be read", where=str(path), hint="use .npz, .csv, .tsv or .data")
+    raise FslError("is no table that can be read", where=str(path), hint="use .npz, .npy, .parquet, .csv, .tsv or .data")
+
+
+def read_labels(path: Path) -> list[str]:
+    """Labels in the order of the rows they belong to: a ``.npy`` file ``[n]``, or a text file with a label per line.
+
+    Raises:
+        FslError: the file is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise FslError("there is no such file", where=str(path), hint="dataset.labels names the labels of a .npy file")
+    if path.suffix.lower() == ".npy":
+        found = _array(path)
+        if found.ndim != 1:
+            raise FslError(f"has the shape {list(found.shape)}", where=str(path), hint="expected one label for each row, [n]")
+        return [str(each) for each in found.tolist()]
+    try:
+        with readable(path):
+            return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise FslError(f"cannot be read: {first_line(error)}", where=str(path), hint="use UTF-8, a label per line") from error
+
+
+def _from_npy(path: Path, label: str | None, labels: Path | None) -> FeatureTable:
+    if labels is None or label is not None:
+        where, hint = f"dataset.{'labels' if labels is None else 'label'}", "dataset.labels=y.npy, or a text file, has them"
+        raise FslError(f"{path.name} has no labels, which are in another file", where=where, hint=hint)
+    return _table(path, _array(path), read_labels(labels), None)
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        with readable(path):
+            found = np.load(path, allow_pickle=False)  # a pickle can run code
+    except (ValueError, EOFError) as error:
+        raise FslError(f"cannot be read: {first_line(error)}", where=str(path), hint="numpy.save(FILE, x)") from error
+    if not isinstance(found, np.ndarray):
+        raise FslError("is no array: it is a .npz file of another name", where=str(path), hint="call it .npz")
+    return found
 
 
 def _from_npz(path: Path, label: str | None) -> FeatureTable:
     try:
-        with readable(path), np.load(path, allow_pickle=False) as file:  # a pickle can run code
+        with readable(path), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         hint = "save numbers and texts: numpy.savez(FILE, x=..., y=...)"
         raise FslError(f"cannot be read: {first_line(error)}", where=str(path), hint=hint) from error
-    values = arrays[_named(path, list(arrays), FEATURES, "array of features")]
-    labels = arrays[label or _named(path, list(arrays), LABELS, "array of labels")] if label in (None, *arrays) else None
-    if labels is None:
+    label = label or named(path, list(arrays), LABELS, "array of labels")
+    if label not in arrays:
         raise FslError(f"has no array {label}", where=str(path), hint=f"it has {', '.join(arrays)}")
-    if values.dtype.kind not in "fiub" or values.ndim < 2 or labels.shape != values.shape[:1]:
-        what = f"has features {values.dtype} {list(values.shape)} and labels {list(labels.shape)}"
+    labels, splits = arrays[label], arrays.get("split")
+    if labels.ndim != 1:
+        raise FslError(f"has labels {list(labels.shape)}", where=str(path), hint="expected one label for each row, [n]")
+    values = arrays[named(path, list(arrays), FEATURES, "array of features")]
+    return _table(path, values, labels.tolist(), None if splits is None else splits.tolist())
+
+
+def _table(path: Path, values: np.ndarray, labels: Sequence[Any], splits: Sequence[Any] | None) -> FeatureTable:
+    if values.dtype.kind not in "fiub" or values.ndim < 2 or len(labels) != len(values):
+        what = f"has features {values.dtype} {list(values.shape)} and {len(labels)} labels"
         raise FslError(what, where=str(path), hint="expected numbers [n, D] and n labels")
-    splits = arrays.get("split")
-    names = [str(each) for each in labels.tolist()]
-    return FeatureTable(
-        values.reshape(len(values), -1).astype(np.float64),
-        names,
-        None if splits is None else [str(each) for each in splits.tolist()],
-    )
+    names, of_rows = ([str(each) for each in found] for found in (labels, splits or ()))
+    return FeatureTable(values.reshape(len(values), -1).astype(np.float64), names, None if splits is None else of_rows)
 
 
 def _csv_columns(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
@@ -103,7 +135,7 @@ def _from_table(path: Path, names: list[str], columns: list[Sequence[Any]], labe
     if label is None and not set(LABELS) & set(names):
         words = [name for name, column in by_name.items() if name != "split" and not all(map(_is_number_or_missing, column))]
         label = words[0] if len(words) == 1 else None
-    label = label or _named(path, names, LABELS, "column of labels")
+    label = label or named(path, names, LABELS, "column of labels")
     if label not in by_name:
         raise FslError(f"has no column {label}", where=str(path), hint=f"it has {', '.join(names)}")
     numbers = {name: column for name, column in by_name.items() if name not in (label, "split")}
@@ -119,21 +151,6 @@ def _from_table(path: Path, names: list[str], columns: list[Sequence[Any]], labe
     return FeatureTable(
         values, [str(each) for each in by_name[label]], None if splits is None else [str(each) for each in splits]
     )
-
-
-def rows_with_missing(values: np.ndarray) -> str:
-    """The first rows, counted from 1, in which a value is missing or infinite; empty if there are none."""
-    rows = np.flatnonzero(~np.isfinite(values).all(1)) + 1
-    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-    return ", ".join(map(str, rows[:_NAMED])) + more
-
-
-def _named(path: Path, names: Sequence[str], accepted: Sequence[str], what: str) -> str:
-    found = [name for name in accepted if name in names]
-    if not found:
-        hint = f"it has {', '.join(names)}; expected one of {', '.join(accepted)}, or set dataset.label"
-        raise FslError(f"has no {what}", where=str(path), hint=hint)
-    return found[0]
 
 
 def _is_number(value: Any) -> bool:

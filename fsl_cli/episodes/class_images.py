@@ -16,13 +16,14 @@ def _no_memory_map(_read: int) -> None:
 
 @dataclass(frozen=True)
 class ClassImages:
-    """The images, or the feature vectors, of one split, sorted by class.
+    """The images, the feature vectors or the texts of one split, sorted by class.
 
     An example is known by its index, 0 to ``size - 1``. Read examples with `gather`, which also applies rotations: ``images``
     may be larger than memory.
 
     Attributes:
-        images: uint8 ``[M, C, H, W]``, of which episodes scale pixel 255 to 1.0; or float32 ``[M, D]``. May be memory-mapped.
+        images: uint8 ``[M, C, H, W]``, of which episodes scale pixel 255 to 1.0; or float32 ``[M, D]``; or
+            int32 ``[M, L]``, the numbers of words. May be memory-mapped.
         counts: int64 ``[classes]``, examples per class; ``counts.sum() == size``.
         names: one name per class, in the order of ``counts``.
         rotations: 1; or 4: index ``quarter * M + row`` is image ``row`` rotated by ``90 * quarter`` degrees.
@@ -36,9 +37,9 @@ class ClassImages:
     on_read: Callable[[int], object] = _no_memory_map
 
     def __post_init__(self) -> None:
-        if (self.images.dtype, self.images.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
+        if (self.images.dtype, self.images.ndim) not in ((torch.uint8, 4), (torch.float32, 2), (torch.int32, 2)):
             found = f"{self.images.dtype} {list(self.images.shape)}"
-            raise ValueError(f"images must be uint8 [M, C, H, W], or features float32 [M, D], got {found}")
+            raise ValueError(f"images must be uint8 [M, C, H, W], features float32 [M, D], words int32 [M, L], got {found}")
         if len(self.counts) != len(self.names) or int(self.counts.sum()) != self.size:
             raise ValueError(f"{self.size} images, {len(self.names)} names and {self.counts.sum()} counted images")
 
@@ -53,7 +54,7 @@ class ClassImages:
 
     @property
     def example_shape(self) -> tuple[int, ...]:
-        """``(C, H, W)`` of every image, or ``(D,)``."""
+        """``(C, H, W)`` of every image, ``(D,)`` or ``(L,)``."""
         return tuple(self.images.shape[1:])
 
     @property

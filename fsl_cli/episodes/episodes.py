@@ -37,7 +37,7 @@ class Examples:
     """The support or the query sets of T episodes, B rows each.
 
     Attributes:
-        x: inputs, float ``[T, B, ...]``: pixels in 0..1 ``[T, B, C, H, W]``, features, a real number, ...
+        x: inputs ``[T, B, ...]``: pixels in 0..1 ``[T, B, C, H, W]``, features, a real number; int32 numbers of words.
         y: targets: int64 labels ``[T, B]``, or float ``[T, B, O]``.
         mask: bool ``[T, B]``, true for examples and false for padding rows; each episode has at least one example.
             Padding rows hold finite numbers and valid labels, which must not affect any result. None: no padding.

@@ -154,13 +154,13 @@ class EpisodeSampler:
         )
 
     def images(self, rows: Tensor) -> Tensor:
-        """Images of the split, float ``[B, C, H, W]`` in 0..1, or its features ``[B, D]``, on the sampler's device.
+        """Images of the split, float ``[B, C, H, W]`` in 0..1, its features ``[B, D]`` or words, int32 ``[B, L]``.
 
         Args:
             rows: int64 ``[B]`` on any device.
         """
         found = self.source.gather(rows, self._images).to(self.device)
-        return found if found.is_floating_point() else found.float().div_(255)
+        return found.float().div_(255) if found.dtype == torch.uint8 else found
 
     def labels(self, count: int) -> tuple[Tensor, Tensor]:
         """Labels of ``count`` episodes, the same in each: int64 ``[count, N*K]`` for support, ``[count, N*Q]`` for queries."""

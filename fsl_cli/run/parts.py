@@ -99,6 +99,9 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
     train_task = _of_the_classes_there(algorithm.train_task(task), task, dataset.classes(), splits)
     of_algorithm = algorithm.task_problems(task) if problem.has_ways else []
     raise_all(_task_problems(dataset, splits, task, train_task) + of_algorithm + algorithm.example_problems(shape))
+    if algorithm.compares_inputs and getattr(dataset, "vocabulary", None) is not None:
+        what, hint = "compares the numbers of words, which say nothing", "use algo.space=network, or dataset.encoder=tfidf"
+        raise FslError(f"{settings.algo.get('name')} {what}", where="algo", hint=hint)
     if chosen.task_chunk == "auto":
         examples = max(each.ways * (each.shots + each.queries) for each in (train_task, task))
         used.task_chunk = hardware.automatic_chunk(used.device, examples * math.prod(shape))
@@ -171,13 +174,19 @@ def build_backbone(node: Mapping[str, Any], dataset: Dataset) -> nn.Module:
     """The backbone for the examples of a data set.
 
     Raises:
-        FslError: it is one for images, and the examples are none.
+        FslError: it is one for images or for words, and the examples are none, or the reverse.
     """
-    shape = dataset.example_shape
+    shape, words = dataset.example_shape, getattr(dataset, "vocabulary", None)
+    if build.takes(node, "backbone", "vocabulary") and words is None:
+        what = f"{node.get('name')} works on words, and an example of {dataset.name} has the shape {list(shape)}"
+        raise FslError(what, where="backbone", hint="use dataset=text dataset.encoder=tokens, or another backbone")
+    if words is not None and not build.takes(node, "backbone", "vocabulary"):
+        what = f"{node.get('name')} does not work on words, and dataset.encoder is tokens"
+        raise FslError(what, where="backbone", hint="use backbone=text_cnn, or dataset.encoder=wordllama")
     if build.takes(node, "backbone", "image_shape") and len(shape) != 3:
         what = f"{node.get('name')} works on images, and an example of {dataset.name} has the shape {list(shape)}"
         raise FslError(what, where="backbone", hint="use backbone=mlp")
-    backbone: nn.Module = build.build(node, "backbone", {"image_shape": shape, "example_shape": shape})
+    backbone: nn.Module = build.build(node, "backbone", {"image_shape": shape, "example_shape": shape, "vocabulary": words})
     return backbone
 
 

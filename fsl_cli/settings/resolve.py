@@ -22,7 +22,7 @@ Checked = TypeVar("Checked", bound=DataSettings)
 # What the program hands to a constructor itself; every other parameter is an option of the YAML file.
 RUNTIME = {
     "dataset": {"data_dir", "cache_dir", "progress", "warn"},
-    "backbone": {"image_shape", "example_shape"},
+    "backbone": {"image_shape", "example_shape", "vocabulary"},
     "algo": {"backbone", "features", "ways", "engine", "classes", "image_shape", "problem"},
     "train.optimizer": {"params"},
 }

@@ -101,3 +101,67 @@ def test_a_backbone_that_leaves_nothing_to_learn_is_refused(fsl, tmp_path: Path)
     done = fsl("train", *words, "wandb.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.code == 2
     assert "backbone: leaves the algorithm nothing to learn (use backbone=mlp" in done.err
+
+
+@pytest.fixture
+def intents(tmp_path: Path) -> str:
+    """``dataset.file=`` of 15 classes of ten texts, most of whose words are those of the class."""
+    random = np.random.default_rng(0)
+    rows = [
+        f"{'' if row % 3 else 'Please, '}word{3 * label + random.integers(3)} word{random.integers(60)},class{label}"
+        for label in range(15)
+        for row in range(10)
+    ]
+    rows = [row if row[0] != "P" else f'"{row.rpartition(",")[0]}",{row.rpartition(",")[2]}' for row in rows]
+    (tmp_path / "intents.csv").write_text("\n".join(["text,label", *rows]))
+    return f"dataset.file={tmp_path / 'intents.csv'}"
+
+
+OF_TEXTS = [word for word in SMALL if not word.startswith(("dataset", "backbone"))]
+
+
+def test_words_of_texts_are_learned_and_tested_again(fsl, intents: str, tmp_path: Path):
+    words = ("dataset=text", intents, "dataset.encoder=tokens", "backbone=text_cnn", "backbone.filters=8", "task.ways=3")
+    trained = fsl("train", *OF_TEXTS, *words, "algo=protonet", "algo.train_ways=5", f"hydra.run.dir={tmp_path / 'run'}")
+    assert trained.code == 0, trained.err
+    again = fsl("eval", f"run={tmp_path / 'run'}", intents, f"hydra.run.dir={tmp_path / 'again'}")
+    assert again.code == 0, again.err
+    assert results(tmp_path / "again")["accuracy"] == results(tmp_path / "run")["accuracy"]
+    assert results(tmp_path / "again")["episodes_digest"] == results(tmp_path / "run")["episodes_digest"]
+    other = fsl("eval", f"run={tmp_path / 'run'}", intents, "dataset.max_words=5", f"hydra.run.dir={tmp_path / 'other'}")
+    assert other.code == 2
+    assert "it was trained with another vocabulary" in other.err
+
+
+def test_the_vectors_of_texts_are_kept(fsl, intents: str, tmp_path: Path, monkeypatch):
+    pytest.importorskip("wordllama", reason="wordllama is not installed")
+    monkeypatch.setenv("FSL_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        words = ("algo=nearest", "dataset=text", intents, "task.ways=3", f"hydra.run.dir={tmp_path / name}")
+        done = fsl("train", *OF_TEXTS, *words)
+        assert done.code == 0, done.err
+        monkeypatch.setattr("fsl_cli.datasets.text_encoders._wordllama", None)  # is not loaded again
+    assert results(tmp_path / "one")["accuracy"] == results(tmp_path / "two")["accuracy"]
+    assert results(tmp_path / "one")["accuracy"]["mean"] > 0.5
+    assert len(list((tmp_path / "cache" / "texts").glob("wordllama-*.npz"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("dataset=text dataset.encoder=tokens", "backbone: mlp does not work on words, and dataset.encoder is tokens"),
+        ("dataset=text dataset.encoder=tokens backbone=conv4", "backbone: conv4 does not work on words"),
+        ("dataset=text dataset.encoder=tfidf backbone=text_cnn", "text_cnn works on words, and an example of text has"),
+        ("dataset=glyphs backbone=text_cnn", "backbone: text_cnn works on words, and an example of glyphs has the shape"),
+        ("dataset=text dataset.encoder=tokens backbone=text_cnn algo=nearest", "algo: nearest compares the numbers of words"),
+        ("dataset=text dataset.encoder=glove", "dataset.encoder: glove is no encoder"),
+        ("dataset=text dataset.encoder=tfidf dataset.split_by=column", "intents.csv: has no column split"),
+    ],
+)
+def test_mistakes_with_texts_are_one_line(words: str, message: str, fsl, intents: str, tmp_path: Path):
+    given = words.split() + ([intents] if "dataset=text" in words else [])
+    given += [] if "algo=" in words else ["algo=protonet"]
+    done = fsl("train", *given, "task.ways=3", "task.queries=5", "wandb.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from fsl_cli.backbones.conv4 import Conv4
 from fsl_cli.backbones.mlp import MLP
+from fsl_cli.backbones.text_cnn import TextCNN
 from fsl_cli.compute import hardware
 from fsl_cli.errors import FslError, Problems
 from fsl_cli.results.run_folder import RunFolder
@@ -34,7 +35,11 @@ def composed(*words: str) -> dict[str, Any]:
     return command_line.composed(*words)
 
 
-WITHOUT_DEFAULT = {"dataset=folder": ("dataset.root=photos",), "dataset=features": ("dataset.file=embeddings.npz",)}
+WITHOUT_DEFAULT = {
+    "dataset=folder": ("dataset.root=photos",),
+    "dataset=features": ("dataset.file=embeddings.npz",),
+    "dataset=text": ("dataset.file=intents.csv",),
+}
 
 
 @functools.cache
@@ -72,8 +77,8 @@ def problems(values: dict[str, Any]) -> list[str]:
 def test_every_group_has_its_members():
     count = {group: len(choices(group)) for group in GROUPS}
     assert count["algo"] == 26
-    assert count["dataset"] == 7
-    assert count["backbone"] == 6
+    assert count["dataset"] == 9
+    assert count["backbone"] == 7
     assert count["hardware"] == 3
     assert count["experiment"] == 54
     everywhere = {
@@ -173,7 +178,7 @@ def test_the_runtime_arguments_exist():
     """A renamed argument would silently become an option."""
     constructors = [build.target_of(member("algo", name)["algo"], "algo") for name in choices("algo")]
     assert config.RUNTIME["algo"] <= {name for cls in constructors for name in inspect.signature(cls).parameters}
-    assert config.RUNTIME["backbone"] <= {name for cls in (MLP, Conv4) for name in inspect.signature(cls).parameters}
+    assert config.RUNTIME["backbone"] <= {name for cls in (MLP, Conv4, TextCNN) for name in inspect.signature(cls).parameters}
     assert config.RUNTIME["train.optimizer"] <= set(inspect.signature(torch.optim.Adam).parameters)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +39,43 @@ def values(data: Features) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["npz", "csv", "no header", "tsv"])
+def parquet(path: Path, **columns: object) -> Path:
+    """A Parquet file with these columns."""
+    reason = "pyarrow is not installed"
+    table = pytest.importorskip("pyarrow", reason=reason).table(columns)
+    pytest.importorskip("pyarrow.parquet", reason=reason).write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["npz", "npy", "npy and text", "csv", "no header", "tsv", "parquet", "parquet of vectors", "fixed-size vectors"]
+)
 def test_every_format_holds_the_same_classes(kind: str, tmp_path: Path):
-    path = tmp_path / "table.npz"
+    path, labels = tmp_path / "table.npz", None
     if kind == "npz":
         np.savez(path, x=X, y=Y)
+    elif kind.startswith("npy"):
+        np.save(path := tmp_path / "x.npy", X)
+        labels = write(tmp_path / "y.txt", *Y, "")
+        if kind == "npy":
+            np.save(labels := tmp_path / "y.npy", Y)
+    elif kind == "parquet":
+        path = parquet(
+            tmp_path / "x.parquet", a=X[:, 0], b=X[:, 1], target=Y, c=X[:, 2], d=X[:, 3], __index_level_0__=range(60)
+        )
+    elif kind == "parquet of vectors":
+        path = parquet(tmp_path / "x.parquet", id=range(60), embedding=X.tolist(), label=Y, other=X[:, :2].tolist())
+    elif kind == "fixed-size vectors":
+        arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        vectors = arrow.FixedSizeListArray.from_arrays(X.astype(np.float32).flatten(), 4)
+        path = parquet(tmp_path / "x.parquet", anything=vectors, label=arrow.array(Y).dictionary_encode())
     elif kind == "csv":
         path = write(tmp_path / "table.csv", "name,a,b,c,d", *lines())
     elif kind == "no header":
         path = write(tmp_path / "letters.data", *lines())
     else:
         path = write(tmp_path / "table.tsv", "label\ta\tb\tc\td", *lines(separator="\t"))
-    data = Features(path, standardize=False)
+    data = Features(path, labels=labels, standardize=False)
     assert data.example_shape == (4,)
     found = values(data)
     assert sorted(found) == sorted(set(Y))
@@ -74,6 +100,8 @@ def test_splits_come_from_a_column_a_file_or_fractions(tmp_path: Path):
     np.savez(tmp_path / "x.npz", embeddings=X, labels=Y, split=split)
     assert list(Features(tmp_path / "x.npz").split("val").names) == ["class 1", "class 4", "class 7"]
     names = write(tmp_path / "s.csv", "class,split", "class 0,train", "class 1,test", "class 2,val")
+    seeded = Features(tmp_path / "x.npz", split_by="fractions")
+    assert [len(seeded.split(each)) for each in ("train", "val", "test")] == [6, 2, 2]  # type: ignore[arg-type]
     by_file = Features(tmp_path / "x.npz", split_file=names)
     assert [list(by_file.split(each).names) for each in ("train", "val", "test")] == [["class 0"], ["class 2"], ["class 1"]]  # type: ignore[arg-type]
     np.savez(tmp_path / "y.npz", x=X, y=Y)
@@ -82,6 +110,12 @@ def test_splits_come_from_a_column_a_file_or_fractions(tmp_path: Path):
         for seed in (0, 1)
     }
     assert drawn == {0: [6, 2, 2], 1: [6, 2, 2]}
+
+
+def test_a_class_in_two_splits_is_refused(tmp_path: Path):
+    np.savez(tmp_path / "x.npz", x=X, y=Y, split=np.array(["train", "test"]).repeat(30))
+    with pytest.raises(FslError, match=r"classes in more than one split: class 0, .* and 5 more \(a test needs classes that"):
+        Features(tmp_path / "x.npz").split("train")
 
 
 def test_missing_values_are_refused_or_filled_from_training_classes(tmp_path: Path):
@@ -97,6 +131,10 @@ def test_missing_values_are_refused_or_filled_from_training_classes(tmp_path: Pa
     words = write(tmp_path / "x.csv", "label,a,b", "u,1,?", "v,2,NA", "w,,4")
     with pytest.raises(FslError, match="in rows 1, 2, 3"):
         Features(words).split("train")
+    with pytest.raises(FslError, match="in rows 2"):
+        Features(parquet(tmp_path / "x.parquet", a=[1, None, 3], label=["u", "v", "w"])).split("train")
+    with pytest.raises(FslError, match="in rows 3"):
+        Features(parquet(tmp_path / "x.parquet", x=[[1.0], [2.0], [None]], label=["u", "v", "w"])).split("train")
 
 
 def test_episodes_have_the_rows_of_their_classes(tmp_path: Path):
@@ -123,12 +161,54 @@ def test_episodes_have_the_rows_of_their_classes(tmp_path: Path):
         ("x.csv", "label,a\nu,1\nv,2", "2 classes cannot be split into train, val and test"),
         ("x.csv", "", "is empty"),
         ("x.npz", "not a zip", "cannot be read"),
+        ("x.parquet", "PAR1", "cannot be read"),
     ],
 )
 def test_errors_are_one_line(name: str, content: str, message: str, tmp_path: Path):
     with pytest.raises(FslError) as error:
         Features(write(tmp_path / name, content)).split("train")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"a": [1.0], "label": ["u"], "b": ["tall"]}, "column b has string, not numbers"),
+        ({"x": [[1.0], [1.0, 2.0], None], "label": ["u", "v", "w"]}, "another length than the first in rows 2, 3"),
+        ({"x": [["tall"]], "label": ["u"]}, "not vectors of numbers"),
+        ({"x": [[1.0]], "y": [None]}, "has no y in rows 1"),
+        ({"one": [[1.0]], "two": [[1.0]], "y": [0]}, "has no column of features (it has one, two; expected one of x, "),
+        ({"x": [[1.0]]}, "has no column of labels (it has x; expected"),
+        ({"label": ["u"], "split": ["train"]}, "has no columns of numbers, nor one of vectors"),
+    ],
+)
+def test_errors_of_parquet_are_one_line(columns: dict, message: str, tmp_path: Path):
+    with pytest.raises(FslError) as error:
+        Features(parquet(tmp_path / "x.parquet", **columns)).split("train")
+    assert message in str(error.value)
+
+
+def test_parquet_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    with pytest.raises(FslError, match=r"x.parquet: needs pyarrow, which cannot be imported: .* \(pip install pyarrow\)"):
+        Features(write(tmp_path / "x.parquet", "")).split("train")
+
+
+def test_labels_of_arrays_are_in_a_second_file_of_as_many_rows(tmp_path: Path):
+    np.save(tmp_path / "x.npy", X)
+    labels = write(tmp_path / "y.txt", "u", "v")
+    for given, message in (
+        ({}, "dataset.labels: x.npy has no labels, which are in another file"),
+        ({"labels": labels, "label": "y"}, "dataset.label: x.npy has no labels, which are in another file"),
+        ({"labels": labels}, "has features float64 [60, 4] and 2 labels"),
+        ({"labels": tmp_path / "z.txt"}, "z.txt: there is no such file"),
+        ({"labels": tmp_path / "x.npy"}, "x.npy: has the shape [60, 4] (expected one label for each row"),
+    ):
+        with pytest.raises(FslError) as error:
+            Features(tmp_path / "x.npy", **given).split("train")  # type: ignore[arg-type]
+        assert message in str(error.value)
+    with pytest.raises(FslError, match=r"only a \.npy file has its labels in another file"):
+        Features(write(tmp_path / "x.csv", *lines()), labels=labels).split("train")
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path):
@@ -138,6 +218,8 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path):
 
     np.savez(tmp_path / "x.npz", x=np.array([Attack()], dtype=object), y=np.array([1]))
     assert pickle.dumps(Attack())
-    with pytest.raises(FslError, match="cannot be read: Object arrays cannot be loaded"):
-        Features(tmp_path / "x.npz").split("train")
+    np.save(tmp_path / "x.npy", np.array([Attack()], dtype=object))
+    for attack in (Features(tmp_path / "x.npz"), Features(tmp_path / "x.npy", labels=tmp_path / "x.npy")):
+        with pytest.raises(FslError, match="cannot be read: Object arrays cannot be loaded"):
+            attack.split("train")
     assert not (tmp_path / "attacked").exists()

@@ -44,12 +44,14 @@ class Algorithm(nn.Module, ABC):
         transductive: whether the prediction of a query may depend on the other queries of its episode.
         embeds: whether `predict` depends on the images only through `embed` of each single image, as the method below
             does. Evaluation then embeds an image once, however many episodes it occurs in.
+        compares_inputs: whether it compares examples as they are, which says nothing where they are numbers of words.
     """
 
     problems: ClassVar[tuple[type[Problem], ...]] = (Classification,)
     masks: bool = False
     transductive: bool
     embeds: bool = False
+    compares_inputs: bool = False
 
     def train_task(self, task: Task) -> Task:
         """Shape of the training episodes, given the shape of the test episodes."""
