@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsl_cli.algos.common.algorithm import Algorithm, check_masks, exact_scores
+from fsl_cli.algos.common.algorithm import Algorithm, exact_scores, portions
 from fsl_cli.compute.hardware import Hardware
 from fsl_cli.compute.signals import raise_if_interrupted
 from fsl_cli.episodes import Episodes, EpisodeSampler
 from fsl_cli.episodes.sampler import Sampler
+from fsl_cli.episodes.uneven_sampler import UnevenSampler, batches, order
 
 _IMAGES = 256  # images embedded at once; larger batches are not faster
 _EPISODES = 8  # granularity of the processes' shares if there are too few episodes to share whole chunks
@@ -67,15 +68,27 @@ class EmbeddedSampler:
         table: ``[len(images), ...]``, their embeddings.
     """
 
-    def __init__(self, sampler: EpisodeSampler, images: Tensor, table: Tensor) -> None:
+    def __init__(self, sampler: EpisodeSampler | UnevenSampler, images: Tensor, table: Tensor) -> None:
         self.task, self.problem, self.digest = sampler.task, sampler.problem, sampler.digest
         self._sampler, self._table = sampler, table
         self._row = torch.full((int(images[-1]) + 1,), -1)
         self._row[images] = torch.arange(len(images))
 
+    def order(self, first: int, count: int) -> Sequence[int]:
+        """See `OrderingSampler`."""
+        return order(self._sampler, first, count)
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[Episodes]:
+        """See `OrderingSampler`."""
+        if isinstance(self._sampler, UnevenSampler):
+            yield from self._sampler.batches_of(self._embeddings, numbers)
+        else:
+            yield self._sampler.batch_of(self._embeddings, numbers[0], len(numbers))
+
     def batch(self, first: int, count: int) -> Episodes:
-        """Episodes ``first .. first+count-1``."""
-        return self._sampler.batch_of(self._embeddings, first, count)
+        """Episodes ``first .. first+count-1``, which must have one shape."""
+        (found,) = self.batches(range(first, first + count))
+        return found
 
     def _embeddings(self, images: Tensor) -> Tensor:
         return self._table.index_select(0, self._row[images].to(self._table.device))
@@ -108,32 +121,41 @@ def evaluate(
     progress = MonotoneProgress(advance)
     training = algorithm.training
     algorithm.eval()
-    done, score = 0, partial(algorithm.score, curves=curves)
+    widths = {name: len(points) for name, points in algorithm.curve_points(sampler.task).items()} if curves else {}
+    even = sampler.even if isinstance(sampler, UnevenSampler) else sampler
+    done, score = 0, partial(algorithm.score, curves=bool(widths))
     try:
-        if algorithm.embeds and isinstance(sampler, EpisodeSampler):
-            images = torch.from_numpy(_occurring(sampler, episodes))
-            if _can_be_kept(algorithm, sampler, images, hardware):
+        if algorithm.embeds and isinstance(even, EpisodeSampler):
+            uneven = sampler if isinstance(sampler, UnevenSampler) else None
+            images = uneven.occurring(range(episodes)) if uneven else torch.from_numpy(_occurring(even, episodes))
+            if _can_be_kept(algorithm, even, images, hardware):
                 done = episodes // 2
-                sampler = _embedded(algorithm, sampler, images, hardware, lambda part: progress.to(0, done, part))
+                sampler = _embedded(algorithm, uneven or even, even, images, hardware, lambda part: progress.to(0, done, part))
                 score = partial(_score_embedded, algorithm)
 
+        numbers = order(sampler, 0, episodes)
+
         def rows(part: range) -> Tensor:
-            batch = sampler.batch(part.start, len(part))
-            check_masks(algorithm, batch)
-            found = score(batch)
-            return torch.cat([each.cpu().double().flatten(1) if each.ndim > 1 else each[:, None] for each in found.values()], 1)
+            drawn = batches(sampler, numbers[part.start : part.stop])
+            scores = [score(chunk) for each in drawn for chunk in portions(algorithm, each, len(part))]
+            return torch.cat([_row(each) for each in scores])
 
         unit = _unit(episodes, hardware)
         table = _table(rows, episodes, hardware, lambda part: progress.to(done, episodes, part), unit=unit)
     finally:
         algorithm.train(training)
     names = [each.name for each in sampler.problem.every_score]
-    widths = {name: len(points) for name, points in algorithm.curve_points(sampler.task).items()} if curves else {}
+    table = table[torch.tensor(list(numbers)).argsort()]  # back in the order of the episodes
     values, *along = table.split([len(names), *widths.values()], dim=1)
     return EpisodeScores(
         {name: column.contiguous().numpy() for name, column in zip(names, values.unbind(1), strict=True)},
         {name: each.numpy() for name, each in zip(widths, along, strict=True)},
     )
+
+
+def _row(scores: Mapping[str, Tensor]) -> Tensor:
+    """Scores, ``[T]`` or ``[T, points]`` each, side by side: float64 ``[T, columns]`` on the CPU."""
+    return torch.cat([each.cpu().double().flatten(1) if each.ndim > 1 else each.cpu()[:, None] for each in scores.values()], 1)
 
 
 def _score_embedded(algorithm: Algorithm, episodes: Episodes) -> dict[str, Tensor]:
@@ -195,16 +217,21 @@ def _can_be_kept(algorithm: Algorithm, sampler: EpisodeSampler, images: Tensor, 
 
 
 def _embedded(
-    algorithm: Algorithm, sampler: EpisodeSampler, images: Tensor, hardware: Hardware, progress: Callable[[float], None]
+    algorithm: Algorithm,
+    sampler: EpisodeSampler | UnevenSampler,
+    source: EpisodeSampler,
+    images: Tensor,
+    hardware: Hardware,
+    progress: Callable[[float], None],
 ) -> EmbeddedSampler:
-    """Embed every one of these images once, shared among the processes."""
+    """Embed every one of these images of ``source`` once, shared among the processes."""
     table = _table(
-        lambda part: algorithm.embed(sampler.images(images[part.start : part.stop])),
+        lambda part: algorithm.embed(source.images(images[part.start : part.stop])),
         len(images),
         hardware,
         progress,
         unit=_IMAGES,
-        per_episode=sampler.task.ways * (sampler.task.shots + sampler.task.queries),
+        per_episode=sampler.task.most_examples,
         limit=_IMAGES,
     )
     return EmbeddedSampler(sampler, images, table)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsl_cli.algos.common.algorithm import Algorithm, check_masks
+from fsl_cli.algos.common.algorithm import Algorithm, portions
 from fsl_cli.compute.hardware import Hardware
 from fsl_cli.compute.signals import (
     STOP,
@@ -26,6 +26,7 @@ from fsl_cli.compute.signals import (
 from fsl_cli.compute.snapshot import Snapshot
 from fsl_cli.compute.step_sync import Exchange
 from fsl_cli.episodes.sampler import Sampler
+from fsl_cli.episodes.uneven_sampler import batches, order
 from fsl_cli.errors import FslError
 from fsl_cli.settings.schema import TrainSettings
 
@@ -163,7 +164,7 @@ class Training:
         self.algorithm.train()
         self.algorithm.begin_iteration(self.progress.iteration)
         self._exchange.start()
-        share = processes.share(self.settings.meta_batch)
+        share = self._share()
         with processes.own_randomness(self.hardware.device):
             before = Snapshot(self.algorithm, self.hardware.device)
             values = processes.together(
@@ -185,7 +186,13 @@ class Training:
             self._collect()  # CUDA runs asynchronously; reading the values here counts the wait as time of the step
         self._count(time.perf_counter() - started)
 
-    def _gradients(self, share: range, size: int) -> dict[str, Tensor]:
+    def _share(self) -> Sequence[int]:
+        """The numbers of this process's episodes of the iteration, those of one shape next to each other."""
+        count = self.settings.meta_batch
+        part = self.hardware.processes.share(count)
+        return order(self.sampler, self.progress.iteration * count, count)[part.start : part.stop]
+
+    def _gradients(self, share: Sequence[int], size: int) -> dict[str, Tensor]:
         """Accumulate the gradients of a share of the iteration's episodes, ``size`` episodes at a time.
 
         Returns:
@@ -196,9 +203,8 @@ class Training:
         self.optimizer.zero_grad()
         if not share:
             return values
-        episodes = self.sampler.batch(self.progress.iteration * count + share.start, len(share))
-        for chunk in episodes.split(size):
-            check_masks(self.algorithm, chunk)
+        drawn = batches(self.sampler, share)
+        for chunk in (each for episodes in drawn for each in portions(self.algorithm, episodes, size)):
             weight = len(chunk) / count
             with self.hardware.autocast():
                 step = self._loss(chunk)

@@ -45,7 +45,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -55,6 +55,7 @@ from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.algos.common.prototypes import class_means, of_each_class, squared_euclidean
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
+from fsl_cli.settings.sizes import Ways
 from fsl_cli.statistics.classification import cross_entropy
 
 _EMPTY = 1e-3  # a cluster is dropped unless the images' shares in it sum to more
@@ -68,7 +69,7 @@ class IMP(EmbeddingLearner):
         sigma: initial variance of a cluster, > 0.
         alpha: concentration of the Dirichlet process, > 0; at 1 and above the threshold may be 0 or less, and then every
             image is a cluster.
-        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2, a number or a range; None: as in the tested task.
         normalize_separately: in batch normalisation by the episode, normalise support and query images apart from each other.
         options: see `EmbeddingOptions`.
     """
@@ -79,7 +80,7 @@ class IMP(EmbeddingLearner):
         *,
         sigma: Annotated[float, Gt(0)] = 0.5,
         alpha: Annotated[float, Gt(0)] = 0.1,
-        train_ways: Annotated[int, Ge(2)] | None = 60,
+        train_ways: Ways | None = 60,
         normalize_separately: bool = False,
         **options: Unpack[EmbeddingOptions],
     ) -> None:

@@ -117,9 +117,9 @@ class MAML(GradientLearner):
     def task_problems(self, task: Task) -> list[FslError]:
         """With ``adapt=body`` the head is never adapted, so a test needs the ways of training."""
         trained = self.net.head.out_features
-        if self.adapt != "body" or task.ways == trained:
+        if self.adapt != "body" or task.sizes["ways"] == trained:
             return []
-        what = f"{task.ways} ways, but with algo.adapt=body the head stays as it was trained, for {trained} ways"
+        what = f"{task.sizes['ways']} ways, but with algo.adapt=body the head stays as it was trained, for {trained} ways"
         return [FslError(what, where="task.ways", hint=f"use {trained}")]
 
     def loss(self, episodes: Episodes) -> Step:

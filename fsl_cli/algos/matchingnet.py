@@ -48,6 +48,7 @@ from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.algos.common.prototypes import of_each_class
 from fsl_cli.episodes import Episodes
 from fsl_cli.episodes.randomness import permutations
+from fsl_cli.settings.sizes import Ways
 
 
 class MatchingNet(EmbeddingLearner):
@@ -60,7 +61,7 @@ class MatchingNet(EmbeddingLearner):
         learn_scale: whether s is learned.
         fce: full context embeddings, see the module's docstring; without them there are no LSTMs.
         processing_steps: K, how many times the attention LSTM processes a query, >= 1; used with ``fce``.
-        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2, a number or a range; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
 
@@ -73,7 +74,7 @@ class MatchingNet(EmbeddingLearner):
         learn_scale: bool = True,
         fce: bool = False,
         processing_steps: Annotated[int, Ge(1)] = 5,
-        train_ways: Annotated[int, Ge(2)] | None = 60,
+        train_ways: Ways | None = 60,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
         super().__init__(backbone, train_ways, **options)

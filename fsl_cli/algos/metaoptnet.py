@@ -44,6 +44,7 @@ from fsl_cli.algos.common.crammer_singer import dual_variables
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.episodes import Episodes, Examples
+from fsl_cli.settings.sizes import Ways
 
 
 class MetaOptNet(EmbeddingLearner):
@@ -55,7 +56,7 @@ class MetaOptNet(EmbeddingLearner):
         ridge: added to the diagonal of the kernel matrix, > 0.
         init_scale: initial value of gamma, > 0.
         label_smoothing: e, in 0..1, less than 1.
-        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2, a number or a range; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
 
@@ -67,7 +68,7 @@ class MetaOptNet(EmbeddingLearner):
         ridge: Annotated[float, Gt(0)] = 0.001,
         init_scale: Annotated[float, Gt(0)] = 10.0,
         label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1,
-        train_ways: Annotated[int, Ge(2)] | None = 16,
+        train_ways: Ways | None = 16,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
         super().__init__(backbone, train_ways, **options)

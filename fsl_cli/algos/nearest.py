@@ -49,7 +49,7 @@ class Nearest(Algorithm):
         compare: with the ``mean`` of each class or with its nearest ``image``.
     """
 
-    masks = True
+    masks = uneven = True
     transductive = False
     embeds = True
 

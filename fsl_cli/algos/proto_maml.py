@@ -74,6 +74,7 @@ class ProtoMAML(MAML):
 
     learn2learn = False
     problems = (Classification,)
+    any_ways = True
 
     def __init__(
         self,

@@ -28,13 +28,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.prototypes import class_means, cosine_distance, squared_euclidean
 from fsl_cli.episodes import Episodes
+from fsl_cli.settings.sizes import Ways
 
 Distance = Literal["sqeuclidean", "cosine"]
 
@@ -46,7 +47,7 @@ class ProtoNet(EmbeddingLearner):
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, D]``.
         distance: ``sqeuclidean`` or ``cosine``, see the module's docstring.
         scale: factor of the logits, > 0.
-        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2, a number or a range; None: as in the tested task.
         normalize_separately: in batch normalisation by the episode, normalise support and query images apart from each other.
         options: see `EmbeddingOptions`.
     """
@@ -57,7 +58,7 @@ class ProtoNet(EmbeddingLearner):
         *,
         distance: Distance = "sqeuclidean",
         scale: Annotated[float, Gt(0)] = 1.0,
-        train_ways: Annotated[int, Ge(2)] | None = 60,
+        train_ways: Ways | None = 60,
         normalize_separately: bool = False,
         **options: Unpack[EmbeddingOptions],
     ) -> None:

@@ -39,13 +39,14 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.episodes import Episodes
+from fsl_cli.settings.sizes import Ways
 
 
 class R2D2(EmbeddingLearner):
@@ -57,7 +58,7 @@ class R2D2(EmbeddingLearner):
         learn_lambda: true: lambda is meta-learned; false: it stays at ``init_lambda``.
         lambda_per_image: multiply lambda by the number of support images of the episode.
         init_alpha: initial value of alpha, > 0.
-        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2, a number or a range; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
 
@@ -69,7 +70,7 @@ class R2D2(EmbeddingLearner):
         learn_lambda: bool = True,
         lambda_per_image: bool = False,
         init_alpha: Annotated[float, Gt(0)] = 10.0,
-        train_ways: Annotated[int, Ge(2)] | None = 16,
+        train_ways: Ways | None = 16,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
         super().__init__(backbone, train_ways, **options)

@@ -56,6 +56,7 @@ from fsl_cli.backbones.batch_norm import BatchNorm, statistics_from
 from fsl_cli.backbones.feature_maps import FeatureMaps
 from fsl_cli.episodes import Episodes
 from fsl_cli.episodes.episodes import spread
+from fsl_cli.settings.sizes import Ways
 from fsl_cli.statistics.regression import mean_squared_error
 
 
@@ -68,7 +69,7 @@ class RelationNet(EmbeddingLearner):
         filters: output channels of the blocks of the relation module, >= 1.
         hidden: units of its hidden layer, >= 1.
         combine: how the maps of the shots of a class are combined: ``sum`` or ``mean``.
-        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2, a number or a range; None: as in the tested task.
         normalize_separately: in batch normalisation by the episode, normalise support and query images apart from each other.
         options: see `EmbeddingOptions`.
     """
@@ -81,7 +82,7 @@ class RelationNet(EmbeddingLearner):
         filters: Annotated[int, Ge(1)] = 64,
         hidden: Annotated[int, Ge(1)] = 8,
         combine: Literal["sum", "mean"] = "sum",
-        train_ways: Annotated[int, Ge(2)] | None = 20,
+        train_ways: Ways | None = 20,
         normalize_separately: bool = False,
         **options: Unpack[EmbeddingOptions],
     ) -> None:

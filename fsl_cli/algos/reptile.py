@@ -64,6 +64,7 @@ from fsl_cli.inner.inner_loop import InnerLoop, mean_row
 from fsl_cli.inner.mini_batches import mini_batches
 from fsl_cli.inner.tasks import TaskBatch
 from fsl_cli.inner.update_rules import Adam, Parameters, parameters_in
+from fsl_cli.settings.sizes import Count
 
 
 class Reptile(GradientLearner):
@@ -81,7 +82,7 @@ class Reptile(GradientLearner):
         carry_moments: with adam, the second moments go on from task to task, see the module's docstring.
         symmetric_head: average the update over all orders of the labels, see the module's docstring.
         batch_norm: ``transductive`` or ``inductive``, see the module's docstring.
-        train_shots: shots of a training episode, >= 1; None: as in the tested task.
+        train_shots: shots of a training episode, >= 1, a number or a range; None: as in the tested task.
         options: see `GradientOptions`; adam has beta1 = 0 here.
 
     Raises:
@@ -102,7 +103,7 @@ class Reptile(GradientLearner):
         carry_moments: bool = False,
         symmetric_head: bool = True,
         batch_norm: BatchNormMode = "transductive",
-        train_shots: Annotated[int, Ge(1)] | None = 10,
+        train_shots: Count | None = 10,
         **options: Unpack[GradientOptions],
     ) -> None:
         transductive = batch_norm == "transductive"
@@ -120,7 +121,7 @@ class Reptile(GradientLearner):
 
     def train_task(self, task: Task) -> Task:
         """The tested task with ``train_shots`` shots and ``train_queries`` queries."""
-        return Task(task.ways, self.train_shots or task.shots, self.train_queries or task.queries)
+        return task.with_sizes(shots=self.train_shots, queries=self.train_queries)
 
     def begin_iteration(self, iteration: int) -> None:
         """See `Algorithm`."""

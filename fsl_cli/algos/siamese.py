@@ -31,11 +31,8 @@ interval over 1,000 test episodes). MAML's paper: 97.3 %. ``scripts/leaderboard.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -45,6 +42,7 @@ from fsl_cli.algos.common.full_precision import full_precision
 from fsl_cli.algos.common.prototypes import of_each_class
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.episodes import Episodes
+from fsl_cli.settings.sizes import Ways
 
 _START = 30.0  # initial decrease of the log odds for a mean absolute difference of 1
 _USUAL_DIFFERENCE = 0.3  # mean absolute difference of conv4's untrained features: there p is 1/2 at the start
@@ -56,7 +54,7 @@ class Siamese(EmbeddingLearner):
     Args:
         backbone: images ``[B, C, H, W]`` to embeddings ``[B, features]``.
         features: width of the backbone's output.
-        train_ways: ways of a training episode, >= 2; None: as in the tested task.
+        train_ways: ways of a training episode, >= 2, a number or a range; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
 
@@ -65,7 +63,7 @@ class Siamese(EmbeddingLearner):
         backbone: nn.Module,
         features: int,
         *,
-        train_ways: Annotated[int, Ge(2)] | None = 20,
+        train_ways: Ways | None = 20,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
         super().__init__(backbone, train_ways, **options)

@@ -45,6 +45,7 @@ from fsl_cli.algos.common.algorithm import Step
 from fsl_cli.algos.common.sequences import Labelled, SequenceLearner, SequenceOptions, one_hot
 from fsl_cli.episodes import Episodes
 from fsl_cli.episodes.randomness import permutations
+from fsl_cli.settings.sizes import Count, bounds
 from fsl_cli.statistics.classification import cross_entropy
 
 
@@ -66,7 +67,8 @@ class SNAIL(SequenceLearner):
         backbone: images ``[B, C, H, W]`` to features ``[B, D]``.
         features: D.
         ways: of the trained task, the width of a label; tests may have fewer.
-        shots: of the trained task, >= 1: the temporal convolutions reach over ``ways * shots + 1`` positions.
+        shots: of the trained task, >= 1; of a range, the largest counts: the temporal convolutions reach over
+            ``ways * shots + 1`` positions.
         filters: channels of a dense block of the temporal convolutions, >= 1.
         options: see `SequenceOptions`.
     """
@@ -77,7 +79,7 @@ class SNAIL(SequenceLearner):
         features: int,
         ways: int,
         *,
-        shots: Annotated[int, Ge(1)] = 1,
+        shots: Count = 1,
         filters: Annotated[int, Ge(1)] = 128,
         **options: Unpack[SequenceOptions],
     ) -> None:
@@ -90,6 +92,8 @@ class SNAIL(SequenceLearner):
             layers.append(AttentionBlock(channels, keys, values))
             channels += values
 
+        length = ways * bounds(shots)[1] + 1
+
         def temporal_convolutions(length: int) -> None:
             nonlocal channels
             for level in range((length - 1).bit_length()):
@@ -97,9 +101,9 @@ class SNAIL(SequenceLearner):
                 channels += filters
 
         attention(64, 32)
-        temporal_convolutions(ways * shots + 1)
+        temporal_convolutions(length)
         attention(256, 128)
-        temporal_convolutions(ways * shots + 1)
+        temporal_convolutions(length)
         attention(512, 256)
         self.layers = nn.ModuleList(layers)
         self.output = nn.Linear(channels, ways)

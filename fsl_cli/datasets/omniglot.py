@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -123,7 +122,7 @@ class Omniglot(PackedImages):
         return GroupedSampler(self.split(split), self.groups(split), self.modes, split, shape, seed, device)
 
     def _grouped_task(self, split: SplitName, task: Task) -> Task:
-        return replace(task, ways=min(task.ways, int(self.groups(split).max()) + 1)) if split == "val" else task
+        return task.with_at_most(int(self.groups(split).max()) + 1) if split == "val" else task
 
     def status(self) -> Status:
         """The two archives; the number of classes is known without them."""

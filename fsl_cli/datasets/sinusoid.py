@@ -6,6 +6,7 @@ x in -5..5. All are drawn uniformly, without noise. The splits are independent s
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import zlib
@@ -82,8 +83,16 @@ class SinusoidSampler:
 
     def __init__(self, source: Sinusoid, split: str, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
         self.source, self.task, self.problem, self.device = source, task, source.problem(task), torch.device(device)
-        key = np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(1, np.uint64)
-        self._key = int(key[0])
+        self._entropy = [seed, zlib.crc32(split.encode())]
+        self._key = int(np.random.SeedSequence(self._entropy).generate_state(1, np.uint64)[0])
+
+    def of_shape(self, task: Task) -> SinusoidSampler:
+        """A sampler of the same distribution for a task of another shape, with random numbers of its own."""
+        other = copy.copy(self)
+        other.task = task
+        entropy = [*self._entropy, task.shots, task.queries]
+        other._key = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        return other
 
     def batch(self, first: int, count: int) -> Episodes:
         """Episodes ``first .. first+count-1``: x and y float32 ``[T, K, 1]`` and ``[T, Q, 1]``."""

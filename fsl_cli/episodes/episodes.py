@@ -1,4 +1,4 @@
-"""Episodes and their shape.
+"""Episodes: their examples, and the algorithm's random numbers for them.
 
 A classification episode is an N-way K-shot task: K labelled support images and Q query images for each of N classes.
 A regression episode has K support points and Q query points of one function.
@@ -6,30 +6,13 @@ A regression episode has K support points and Q query points of one function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fsl_cli.episodes.problem import Problem
-
-
-@dataclass(frozen=True)
-class Task:
-    """The shape of an episode: ``shots`` support and ``queries`` query examples of each of ``ways`` classes.
-
-    ``ways`` is 1 for problems without classes.
-    """
-
-    ways: int
-    shots: int
-    queries: int
-
-    def __str__(self) -> str:
-        if self.ways == 1:
-            return f"{self.shots}-shot, {self.queries} queries"
-        return f"{self.ways}-way {self.shots}-shot, {self.queries} queries per class"
 
 
 @dataclass(frozen=True)
@@ -40,7 +23,8 @@ class Examples:
         x: inputs ``[T, B, ...]``: pixels in 0..1 ``[T, B, C, H, W]``, features, a real number; int32 numbers of words.
         y: targets: int64 labels ``[T, B]``, or float ``[T, B, O]``.
         mask: bool ``[T, B]``, true for examples and false for padding rows; each episode has at least one example.
-            Padding rows hold finite numbers and valid labels, which must not affect any result. None: no padding.
+            Padding rows hold finite numbers and valid labels, which must not affect any result. None: no padding. Classes
+            may have different numbers of examples with a mask or without.
     """
 
     x: Tensor
@@ -50,6 +34,14 @@ class Examples:
     def map(self, change: Callable[[Tensor], Tensor]) -> Examples:
         """Apply ``change`` to every tensor."""
         return Examples(change(self.x), change(self.y), None if self.mask is None else change(self.mask))
+
+    def padded(self, rows: int) -> Examples:
+        """The same examples with padding after them, copies of the first one, so that there are ``rows`` of each episode."""
+        more = rows - self.y.shape[1]
+        if not more:
+            return self
+        x, y = (torch.cat([each, each[:, :1].expand(-1, more, *each.shape[2:])], dim=1) for each in (self.x, self.y))
+        return Examples(x, y, torch.cat([self.real, self.real.new_zeros(len(y), more)], dim=1))
 
     def followed_by(self, other: Examples) -> Examples:
         """These rows, followed by those of ``other``."""
@@ -115,6 +107,12 @@ class Episodes:
             part = slice(first, first + size)
             yield self._with(lambda values: values[part])  # noqa: B023 - called at once
 
+    def without_padding(self) -> Episodes:
+        """The same episode without its padding rows; only of one episode, since several may differ in size."""
+        assert len(self) == 1
+        support, query = (Examples(each.x[each.real][None], each.y[each.real][None]) for each in (self.support, self.query))
+        return replace(self, support=support, query=query)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Episodes:
         """The same episodes on ``device``, with inputs and floating-point targets converted to ``dtype``."""
         return self._with(lambda values: values.to(device=device, dtype=dtype if values.is_floating_point() else None))
@@ -131,3 +129,23 @@ class Episodes:
             seeds=change(self.seeds),
             classes=change(self.classes),
         )
+
+
+def joined(parts: Sequence[Episodes]) -> Episodes:
+    """The episodes of all parts, which have the same ways, with padding where their sizes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    return Episodes(
+        _joined([each.support for each in parts]),
+        _joined([each.query for each in parts]),
+        parts[0].problem,
+        torch.cat([each.seeds for each in parts]),
+        torch.cat([each.classes for each in parts]),
+    )
+
+
+def _joined(parts: Sequence[Examples]) -> Examples:
+    rows = max(each.y.shape[1] for each in parts)
+    parts = [each.padded(rows) for each in parts]
+    mask = torch.cat([each.real for each in parts]) if any(each.mask is not None for each in parts) else None
+    return Examples(torch.cat([each.x for each in parts]), torch.cat([each.y for each in parts]), mask)

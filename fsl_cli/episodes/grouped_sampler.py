@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fsl_cli.episodes.class_images import ClassImages
-from fsl_cli.episodes.episodes import Task
 from fsl_cli.episodes.sampler import EpisodeIndices, EpisodeSampler, draw_without_replacement, shuffled
+from fsl_cli.episodes.task import Task
 from fsl_cli.errors import FslError
 
 
@@ -31,6 +31,8 @@ class GroupedSampler(EpisodeSampler):
     Raises:
         Problems: see `grouped_task_problems`.
     """
+
+    images_are_independent = False
 
     def __init__(
         self,
@@ -86,7 +88,10 @@ def grouped_task_problems(counts: np.ndarray, groups: np.ndarray, modes: int, sp
     if modes > sizes.min():
         what = f"{modes} classes of a group, but one of the {split} split has {sizes.min()}"
         problems.append(FslError(what, where="dataset", hint=f"use at most {sizes.min()}"))
-    if task.shots % modes or task.queries % modes:
+    if not task.balanced or (modes > 1 and not all(isinstance(task.sizes[name], int) for name in ("shots", "queries"))):
+        what = "the classes of a group share as many shots and queries in every episode"
+        problems.append(FslError(what, where="task.shots, task.queries", hint="use one number of shots and one of queries"))
+    elif task.shots % modes or task.queries % modes:
         what = f"{task.shots} shots and {task.queries} queries cannot be shared evenly by the {modes} classes of a group"
         problems.append(FslError(what, where="task.shots, task.queries", hint=f"use multiples of {modes}"))
     elif (task.shots + task.queries) // modes > counts.min():

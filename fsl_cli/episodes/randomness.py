@@ -26,10 +26,12 @@ def uniform(seeds: Tensor, shape: tuple[int, ...], purpose: str) -> Tensor:
     Returns:
         float32 ``[T, *shape]`` in [0, 1), multiples of 2^-24, on the device of ``seeds``.
     """
-    start = mixed(seeds ^ zlib.crc32(purpose.encode()))
-    counter = torch.arange(1, math.prod(shape) + 1, device=seeds.device)
-    bits = mixed(start.unsqueeze(1) + counter * _signed(_GAMMA))
-    return (_shifted(bits, 40).float() * 2.0**-24).view(len(seeds), *shape)
+    return (_shifted(_bits(seeds, shape, purpose), 40).float() * 2.0**-24).view(len(seeds), *shape)
+
+
+def uniform64(seeds: Tensor, shape: tuple[int, ...], purpose: str) -> Tensor:
+    """Like `uniform`, as float64 multiples of 2^-53."""
+    return (_shifted(_bits(seeds, shape, purpose), 11).double() * 2.0**-53).view(len(seeds), *shape)
 
 
 def permutations(seeds: Tensor, n: int, purpose: str) -> Tensor:
@@ -46,7 +48,19 @@ def mixed(state: Tensor) -> Tensor:
 
 def episode_seeds(key: int, first: int, count: int) -> Tensor:
     """Seeds of episodes ``first .. first+count-1`` of a stream: int64 ``[count]``; ``key`` is any integer."""
-    return mixed(torch.arange(first + 1, first + count + 1) * _signed(_GAMMA) + _signed(key))
+    return seeds_of(key, torch.arange(first, first + count))
+
+
+def seeds_of(key: int, numbers: Tensor) -> Tensor:
+    """Seeds of the episodes with these numbers, int64 ``[T]``, of a stream; ``key`` is any integer."""
+    return mixed((numbers + 1) * _signed(_GAMMA) + _signed(key))
+
+
+def _bits(seeds: Tensor, shape: tuple[int, ...], purpose: str) -> Tensor:
+    """64 random bits for each number of `uniform`: int64 ``[T, n]``."""
+    start = mixed(seeds ^ zlib.crc32(purpose.encode()))
+    counter = torch.arange(1, math.prod(shape) + 1, device=seeds.device)
+    return mixed(start.unsqueeze(1) + counter * _signed(_GAMMA))
 
 
 def _shifted(value: Tensor, by: int) -> Tensor:

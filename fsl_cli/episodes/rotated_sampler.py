@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from fsl_cli.episodes.class_images import ClassImages
-from fsl_cli.episodes.episodes import Task
 from fsl_cli.episodes.randomness import episode_seeds, uniform
 from fsl_cli.episodes.sampler import EpisodeIndices, EpisodeSampler
+from fsl_cli.episodes.task import Task
 
 
 class RotatedSampler(EpisodeSampler):
@@ -26,9 +26,18 @@ class RotatedSampler(EpisodeSampler):
         Problems: as `EpisodeSampler`.
     """
 
+    images_are_independent = False
+
     def __init__(self, source: ClassImages, split: str, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
         self._upright = EpisodeSampler(source, split, task, seed)
         super().__init__(source.with_rotations(), split, task, seed, device)
+
+    def of_shape(self, task: Task) -> RotatedSampler:
+        """A sampler of the same images for a task of another shape, with random numbers of its own."""
+        other = super().of_shape(task)
+        assert isinstance(other, RotatedSampler)
+        other._upright = self._upright.of_shape(task)
+        return other
 
     def indices(self, first: int, count: int) -> EpisodeIndices:
         """The classes, and the rotated images, of episodes ``first .. first+count-1``."""

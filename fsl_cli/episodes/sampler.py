@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from fsl_cli.compute.hardware import free_memory
 from fsl_cli.episodes.class_images import ClassImages
-from fsl_cli.episodes.episodes import Episodes, Examples, Task
+from fsl_cli.episodes.episodes import Episodes, Examples
 from fsl_cli.episodes.problem import Classification, Problem
 from fsl_cli.episodes.randomness import episode_seeds
+from fsl_cli.episodes.task import Task
 from fsl_cli.errors import FslError, raise_all
 
 _HASHED = 1024  # images read at once for a digest
@@ -53,7 +55,9 @@ class EpisodeIndices:
     images: np.ndarray
 
 
-def draw_without_replacement(uniform: np.ndarray, population: int | np.ndarray) -> np.ndarray:
+def draw_without_replacement(
+    uniform: np.ndarray, population: int | np.ndarray, size: int | np.ndarray | None = None
+) -> np.ndarray:
     """Draw an unordered sample without replacement for each row (Floyd's algorithm, one column at a time).
 
     Bentley and Floyd, "A sample of brilliance", CACM 30(9), 1987. Every subset is equally likely; the order of the
@@ -62,13 +66,15 @@ def draw_without_replacement(uniform: np.ndarray, population: int | np.ndarray) 
     Args:
         uniform: float64 ``[..., n]`` in [0, 1).
         population: draw from ``0..population-1``; a number, or an array broadcastable to ``uniform.shape[:-1]``.
+        size: how many are drawn, a number or an array likewise; None: n.
 
     Returns:
-        int64 ``[..., n]``, distinct along the last axis.
+        int64 ``[..., n]``, distinct along the last axis up to ``size``; the columns after it mean nothing.
     """
-    n = uniform.shape[-1]
+    columns = uniform.shape[-1]
+    n = columns if size is None else size
     chosen = np.empty(uniform.shape, dtype=np.int64)
-    for column in range(n):
+    for column in range(columns):
         last = np.asarray(population, dtype=np.int64) - n + column
         candidate = (uniform[..., column] * (last + 1)).astype(np.int64)
         taken = (chosen[..., :column] == candidate[..., None]).any(-1)
@@ -94,14 +100,24 @@ class EpisodeSampler:
         Problems: the split has fewer classes than ways, or a class has fewer images than shots + queries.
     """
 
+    images_are_independent: ClassVar[bool] = True  # whether an image of a class may occur with any other
+
     def __init__(self, source: ClassImages, split: str, task: Task, seed: int, device: torch.device | str = "cpu") -> None:
         self.source, self.split, self.task, self.device = source, split, task, torch.device(device)
         raise_all(self.problems())
         room = free_memory(self.device)
         fits = room is None or source.images.nbytes <= room // 2
         self._images = source.images.to(self.device) if fits else source.images
-        self._key = np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(2, np.uint64)
-        self._labels = torch.arange(task.ways, device=self.device)
+        self._entropy = [seed, zlib.crc32(split.encode())]
+        self._key = np.random.SeedSequence(self._entropy).generate_state(2, np.uint64)
+
+    def of_shape(self, task: Task) -> EpisodeSampler:
+        """A sampler of the same images for a task of another shape, with random numbers of its own."""
+        other = copy.copy(self)
+        other.task = task
+        entropy = [*self._entropy, task.ways, task.shots, task.queries]
+        other._key = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
+        return other
 
     def problems(self) -> list[FslError]:
         """The reasons why the task cannot be drawn."""
@@ -149,9 +165,13 @@ class EpisodeSampler:
             Examples(support.view(*support_y.shape, *support.shape[1:]), support_y),
             Examples(query.view(*query_y.shape, *query.shape[1:]), query_y),
             self.problem,
-            seeds=episode_seeds(int(self._key[0]), first, count).to(self.device),
+            seeds=self.seeds(first, count).to(self.device),
             classes=torch.from_numpy(drawn.classes).to(self.device),
         )
+
+    def seeds(self, first: int, count: int) -> Tensor:
+        """`Episodes.seeds` of episodes ``first .. first+count-1``, on the CPU."""
+        return episode_seeds(int(self._key[0]), first, count)
 
     def images(self, rows: Tensor) -> Tensor:
         """Images of the split, float ``[B, C, H, W]`` in 0..1, its features ``[B, D]`` or words, int32 ``[B, L]``.
@@ -164,7 +184,8 @@ class EpisodeSampler:
 
     def labels(self, count: int) -> tuple[Tensor, Tensor]:
         """Labels of ``count`` episodes, the same in each: int64 ``[count, N*K]`` for support, ``[count, N*Q]`` for queries."""
-        support, query = (self._labels.repeat_interleave(each) for each in (self.task.shots, self.task.queries))
+        each_once = torch.arange(self.task.ways, device=self.device)
+        support, query = (each_once.repeat_interleave(each) for each in (self.task.shots, self.task.queries))
         return support.expand(count, -1), query.expand(count, -1)
 
     def digest(self, count: int) -> str:
@@ -184,23 +205,16 @@ class EpisodeSampler:
 def task_problems(counts: np.ndarray, split: str, task: Task) -> list[FslError]:
     """The reasons why ``task`` cannot be drawn from classes with ``counts`` images each; empty if it can be."""
     problems = []
-    if task.ways > len(counts):
-        problems.append(
-            FslError(
-                f"{task.ways} ways, but the {split} split has {len(counts)} classes",
-                where="task.ways",
-                hint=f"use at most {len(counts)}",
-            )
-        )
+    ways = task.smallest.ways if task.limited_by_classes else task.ways
+    if ways > len(counts):
+        what = f"{ways} ways, but the {split} split has {len(counts)} classes"
+        problems.append(FslError(what, where="task.ways", hint=f"use at most {len(counts)}"))
     fewest = int(counts.min()) if len(counts) else 0
-    if task.shots + task.queries > fewest:
-        problems.append(
-            FslError(
-                f"{task.shots} shots + {task.queries} queries, but a class of the {split} split has {fewest} images",
-                where="task.shots, task.queries",
-                hint=f"their sum may be at most {fewest}",
-            )
-        )
+    needed, words = task.images_of_a_class()
+    if needed > fewest:
+        what = f"{words}, but a class of the {split} split has {fewest} images"
+        hint = f"their sum may be at most {fewest}" if " + " in words else f"{needed} are needed"
+        problems.append(FslError(what, where="task.shots, task.queries", hint=hint))
     return problems
 
 

@@ -43,7 +43,8 @@ class Results:
         checkpoint: ``best`` or ``last``.
         iteration: of the checkpoint.
         transductive: whether a prediction may depend on the other queries of its episode.
-        task: ``shots`` and ``queries``, and the ``ways`` of classification.
+        task: ``shots`` and ``queries``, and the ``ways`` of classification, numbers or ranges such as ``1..10``; and
+            how sizes are drawn.
         headline: the score that counts.
         scores: mean over the episodes, with its interval, of every score by name; fractions, not percent.
         curves: points of each curve by its name.
@@ -61,7 +62,7 @@ class Results:
     checkpoint: str
     iteration: int
     transductive: bool
-    task: dict[str, int]
+    task: dict[str, Any]
     headline: Score
     scores: dict[str, MeanInterval]
     episodes_seed: int

@@ -47,7 +47,7 @@ def _draw_classes(parts: Parts, episodes: Episodes, path: Path) -> None:
 
 
 def _draw_curve(parts: Parts, seed: int, path: Path) -> None:
-    task = replace(parts.task, queries=_POINTS)
+    task = replace(parts.task.smallest, queries=_POINTS)
     episodes = parts.dataset.sampler("val", task, seed, parts.hardware.device).batch(0, 1)
     algorithm = parts.algorithm
     if isinstance(algorithm, StepLearner):

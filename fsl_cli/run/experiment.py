@@ -27,6 +27,7 @@ from fsl_cli.run.plan import Job
 from fsl_cli.run.resuming import resume_point
 from fsl_cli.run.wandb_of_job import start_wandb
 from fsl_cli.settings.saved import completed
+from fsl_cli.settings.sizes import largest
 from fsl_cli.show import console
 from fsl_cli.statistics.intervals import t_interval
 from fsl_cli.training import Hooks, Training
@@ -49,7 +50,7 @@ class Experiment:
         self.processes = processes.current()
         self.start = self.processes.from_first(lambda: resume_point(self.settings.resume, self.config, self.folder))
         splits: tuple[SplitName, ...] = ("train", "val", "test") if self.settings.eval.episodes else ("train", "val")
-        self.parts = assemble(self.settings, trained_ways=self.settings.task.ways, splits=splits)
+        self.parts = assemble(self.settings, trained_ways=largest(self.settings.task.ways), splits=splits)
         self.training = Training(
             self.parts.algorithm,
             build_optimizer(self.settings.train.optimizer, list(self.parts.algorithm.parameters())),
@@ -202,5 +203,5 @@ class Experiment:
                 picture = Path(scratch) / "episode.png"
                 if draw_validation_episode(self.parts, self.validation, self.settings.eval.seed, picture):
                     trackers.picture(self.training.progress.iteration, "val/episode", picture)
-        trackers.checkpoint(path, {f"test_{self.headline.name}": results.score.mean, **self.settings.task.model_dump()})
+        trackers.checkpoint(path, {f"test_{self.headline.name}": results.score.mean, **self.settings.task.described()})
         return results

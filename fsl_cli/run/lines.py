@@ -13,8 +13,10 @@ from fsl_cli.statistics.scores import LOSS, Score
 
 def title(settings: ModelSettings) -> str:
     """Algorithm, data set and task in a few words."""
-    ways = "" if settings.task.ways is None else f"{settings.task.ways}w"
-    return f"{settings.algo['name']} {settings.dataset['name']} {ways}{settings.task.shots}s"
+    task = settings.task
+    ways = "" if task.ways is None else f"{task.ways}w"
+    shots = " meta-dataset" if task.sampling == "meta_dataset" else f"{task.shots}s"
+    return f"{settings.algo['name']} {settings.dataset['name']} {ways}{shots}"
 
 
 def header(settings: ModelSettings, parts: Parts) -> str:

@@ -57,7 +57,7 @@ def compute(settings: ModelSettings, parts: Parts, checkpoint_name: str, iterati
         checkpoint=checkpoint_name,
         iteration=iteration,
         transductive=parts.algorithm.transductive,
-        task={name: value for name, value in settings.task.model_dump().items() if value is not None},
+        task=settings.task.described(),
         headline=sampler.problem.headline,
         scores={name: t_interval(values) for name, values in scores.values.items()},
         curves={

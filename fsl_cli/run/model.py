@@ -11,9 +11,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fsl_cli.algos.common.algorithm import portions
 from fsl_cli.datasets.dataset import SplitName
 from fsl_cli.episodes import Classification, Episodes
-from fsl_cli.episodes.episodes import Examples, Task
+from fsl_cli.episodes.episodes import Examples
+from fsl_cli.episodes.task import Task
 from fsl_cli.errors import FslError, raise_all
 from fsl_cli.run.trained import Trained
 
@@ -102,15 +104,16 @@ class Model:
             first: index of the first.
 
         Raises:
-            FslError: the data set cannot be read.
+            FslError: the data set cannot be read, or the episodes differ in size: take them one at a time.
         """
         settings = self._trained.settings
         seed = settings.seed if split == "train" else settings.eval.seed
         return self._parts.sampler(split, seed).batch(first, count)
 
     def _outputs(self, episodes: Episodes) -> np.ndarray:
+        (episode,) = portions(self.algorithm, episodes, 1)
         with self._parts.hardware.autocast():
-            outputs = self.algorithm.predict(episodes)[0].float().cpu()
+            outputs = self.algorithm.predict(episode)[0].float().cpu()
         if not bool(outputs.isfinite().all()):
             hint = "use smaller values of the inner loop's options, or another checkpoint"
             raise FslError("the predictions are not finite", where="predict", hint=hint)
@@ -134,7 +137,7 @@ class Model:
     def _check(self, classes: Sequence[Any], counts: dict[Any, int], queries: int) -> None:
         if len(classes) < 2:
             raise FslError("there is only one class", where="support_y", hint="give examples of two classes or more")
-        if len(set(counts.values())) > 1 and not self.algorithm.masks:
+        if len(set(counts.values())) > 1 and not (self.algorithm.masks or self.algorithm.uneven):
             what = f"{self.config['algo']['name']} cannot learn from classes of uneven shots: {counts}"
             raise FslError(what, where="support_y", hint="give equally many examples of each class")
         raise_all(self.algorithm.task_problems(Task(len(classes), max(counts.values()), max(1, queries // len(classes)))))

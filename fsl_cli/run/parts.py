@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from fsl_cli.compute import hardware
 from fsl_cli.datasets.dataset import Dataset, SplitName
 from fsl_cli.episodes import Problem, Task
 from fsl_cli.episodes.sampler import Sampler
+from fsl_cli.episodes.uneven_sampler import UnevenSampler
 from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build
 from fsl_cli.settings.schema import DataSettings, ModelSettings
@@ -52,7 +53,7 @@ class Parts:
     def sampler(self, split: SplitName, seed: int) -> Sampler:
         """Episodes of a split: of the training shape for ``train``, of the tested shape otherwise."""
         task = self.train_task if split == "train" else self.task
-        return self.dataset.sampler(split, task, seed, self.hardware.device)
+        return sampler_of(self.dataset, split, task, seed, self.hardware.device)
 
 
 def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple[SplitName, ...]) -> Parts:
@@ -78,7 +79,7 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
     )
     dataset = build_dataset(settings)
     task = task_of(settings)
-    problem = dataset.problem(replace(task, ways=trained_ways or 1))
+    problem = dataset.problem(Task(trained_ways or 1, task.shots, task.queries))
     hardware.seed_everything(settings.seed)
     shape = dataset.example_shape
     backbone = build_backbone(settings.backbone, dataset)
@@ -97,13 +98,13 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
         },
     ).to(used.device)
     train_task = _of_the_classes_there(algorithm.train_task(task), task, dataset.classes(), splits)
-    of_algorithm = algorithm.task_problems(task) if problem.has_ways else []
+    of_algorithm = algorithm.task_problems(task) + _of_sizes(algorithm, task, train_task, splits) if problem.has_ways else []
     raise_all(_task_problems(dataset, splits, task, train_task) + of_algorithm + algorithm.example_problems(shape))
     if algorithm.compares_inputs and getattr(dataset, "vocabulary", None) is not None:
         what, hint = "compares the numbers of words, which say nothing", "use algo.space=network, or dataset.encoder=tfidf"
         raise FslError(f"{settings.algo.get('name')} {what}", where="algo", hint=hint)
     if chosen.task_chunk == "auto":
-        examples = max(each.ways * (each.shots + each.queries) for each in (train_task, task))
+        examples = max(each.most_examples for each in (train_task, task))
         used.task_chunk = hardware.automatic_chunk(used.device, examples * math.prod(shape))
     return Parts(dataset, algorithm, used, task, train_task)
 
@@ -119,9 +120,38 @@ def build_dataset(settings: DataSettings) -> Dataset:
     return dataset
 
 
+def sampler_of(dataset: Dataset, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> Sampler:
+    """Episodes of a split, whose sizes may be drawn.
+
+    Raises:
+        FslError: the data set cannot draw them.
+    """
+    even = dataset.sampler(split, task.smallest, seed, device)
+    return even if task.drawing is None else UnevenSampler(even, task, split, seed)
+
+
 def task_of(settings: DataSettings) -> Task:
-    """Shape of the tested episodes; one way where there are no classes."""
-    return Task(settings.task.ways or 1, settings.task.shots, settings.task.queries)
+    """The shape of the tested episodes; one way where there are no classes."""
+    task = settings.task
+    return Task.drawn(
+        task.ways or 1,
+        task.shots,
+        task.queries,
+        shots_per=task.shots_per,
+        query_dirichlet=task.query_dirichlet,
+        sampling=task.sampling,
+    )
+
+
+def _of_sizes(algorithm: Algorithm, task: Task, train_task: Task, splits: Sequence[SplitName]) -> list[FslError]:
+    """Episodes of different sizes that the algorithm cannot be given."""
+    used = [train_task] * ("train" in splits) + [task] * any(split != "train" for split in splits)
+    problems = algorithm.train_problems(train_task) if "train" in splits else []
+    if not (algorithm.masks or algorithm.uneven or all(each.balanced for each in used)):
+        what = f"{type(algorithm).__name__} cannot be given classes of uneven shots or queries"
+        hint = "task.shots_per=episode task.query_dirichlet=null task.sampling=uniform has even ones"
+        problems.append(FslError(what, where="task", hint=hint))
+    return problems
 
 
 def _of_the_classes_there(train_task: Task, task: Task, classes: int | None, splits: Sequence[SplitName]) -> Task:
@@ -130,7 +160,7 @@ def _of_the_classes_there(train_task: Task, task: Task, classes: int | None, spl
         return train_task
     if "train" in splits:
         warn(f"training with {classes} ways instead of {train_task.ways}: the training split has no more classes")
-    return replace(train_task, ways=classes)
+    return train_task.with_at_most(classes)
 
 
 def _task_problems(dataset: Dataset, splits: Sequence[SplitName], task: Task, train_task: Task) -> list[FslError]:
@@ -139,7 +169,7 @@ def _task_problems(dataset: Dataset, splits: Sequence[SplitName], task: Task, tr
     if "train" not in splits or train_task == task:
         return dataset.task_problems(dict.fromkeys(splits, task))
     found = {each.where: each for each in dataset.task_problems(tasks)}
-    own = {f"task.{each.name}" for each in fields(task) if getattr(task, each.name) != getattr(train_task, each.name)}
+    own = {f"task.{name}" for name, size in task.sizes.items() if size != train_task.sizes[name]}
     for each in dataset.task_problems({"train": train_task}):
         names = (each.where or "").split(", ")
         where = ", ".join(name.replace("task.", "algo.train_") if name in own else name for name in names)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fsl_cli.compute import processes
 from fsl_cli.datasets.dataset import SplitName
 from fsl_cli.errors import FslError
@@ -25,6 +27,7 @@ from fsl_cli.settings.compose import Composer, is_new, run_folder
 from fsl_cli.settings.resolve import validate_model
 from fsl_cli.settings.saved import changed, without_unknown
 from fsl_cli.settings.schema import ModelSettings
+from fsl_cli.settings.sizes import largest, read_ways
 from fsl_cli.settings.words import as_typed
 from fsl_cli.show import console
 
@@ -90,10 +93,11 @@ def _trained_ways(saved: Mapping[str, Any], folder: RunFolder) -> int | None:
     task, where = saved.get("task"), f"{folder.config}: task.ways"
     if not isinstance(task, Mapping) or "ways" not in task:
         raise FslError("is missing: the classes of an episode that it was trained for", where=where)
-    ways = task["ways"]
-    if ways is not None and not isinstance(ways, int):
-        raise FslError(f"{ways!r} is not valid (should be a valid integer)", where=where)
-    return ways
+    try:
+        return largest(read_ways(task["ways"]))
+    except ValidationError as error:
+        what = f"{task['ways']!r} is not valid (should be a valid integer, or a range such as 5..20)"
+        raise FslError(what, where=where) from error
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fsl_cli.settings.build import arguments_of, defaults_of
 from fsl_cli.settings.compose import Composer, without_hydra
 from fsl_cli.settings.conf_files import conf_dir
 from fsl_cli.settings.resolve import FOLDERS, RUNTIME, resolve
-from fsl_cli.settings.schema import EvalSettings, HardwareSettings, TrainSettings
+from fsl_cli.settings.schema import EvalSettings, HardwareSettings, Section, TaskSettings, TrainSettings
 from fsl_cli.settings.targets import target_of
 
 # Overrides that change how a trained model is tested; everything else belongs to training.
@@ -38,9 +38,11 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         if cls:
             new = arguments_of(cls).keys() - RUNTIME[section] - config[section].keys()
             config[section] = {**config[section], **{key: value for key, value in defaults_of(cls).items() if key in new}}
-    if isinstance(config.get("train"), Mapping):
-        fields = TrainSettings.model_fields.items()
-        config["train"] = {**{name: field.default for name, field in fields if not field.is_required()}, **config["train"]}
+    sections: dict[str, type[Section]] = {"task": TaskSettings, "train": TrainSettings}
+    for section, schema in sections.items():
+        if isinstance(config.get(section), Mapping):
+            fields = schema.model_fields.items()
+            config[section] = {**{name: field.default for name, field in fields if not field.is_required()}, **config[section]}
     return config
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from fsl_cli.settings.sizes import Count, Range, Ways
+
 
 class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
@@ -16,11 +18,38 @@ class Section(BaseModel):
 
 
 class TaskSettings(Section):
-    """Shape of the tested episodes."""
+    """Shape of the tested episodes; ranges are drawn for every episode."""
 
-    ways: int | None = Field(ge=2)
-    shots: int = Field(ge=1)
-    queries: int = Field(ge=1)
+    ways: Ways | None
+    shots: Count
+    queries: Count
+    shots_per: Literal["episode", "class"] = "episode"
+    query_dirichlet: float | None = Field(default=None, gt=0)
+    sampling: Literal["uniform", "meta_dataset"] = "uniform"
+
+    @field_validator("shots_per")
+    @classmethod
+    def _has_a_range(cls, value: str, others: ValidationInfo) -> str:
+        if value == "class" and isinstance(others.data.get("shots"), int):
+            raise ValueError("should be episode unless task.shots is a range, such as 1..10")
+        return value
+
+    @field_validator("sampling")
+    @classmethod
+    def _has_limits(cls, value: str, others: ValidationInfo) -> str:
+        if value == "meta_dataset":
+            if any(isinstance(others.data.get(name), Range) for name in ("shots", "queries")):
+                raise ValueError("should be uniform unless task.shots and task.queries are numbers, its limits: 100 and 10")
+            if others.data.get("query_dirichlet") is not None:
+                raise ValueError(
+                    "should be uniform unless task.query_dirichlet is null: it has equally many queries of all classes"
+                )
+        return value
+
+    def described(self) -> dict[str, Any]:
+        """The sizes, those that there are, and the options that are not at their defaults; ranges as they are written."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return {name: value for name, value in self.model_dump().items() if value is not None and value != defaults[name]}
 
 
 class TrainSettings(Section):

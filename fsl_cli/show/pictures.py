@@ -28,11 +28,14 @@ def draw_episode(support: Labelled, query: Labelled, predicted: Tensor, ways: in
 
     (support_x, support_y), (query_x, labels) = support, query
     predicted, labels = predicted.cpu(), labels.cpu()
-    shots, queries = len(support_y) // ways, min(len(labels) // ways, _MOST_QUERIES)
+    shots, most = (int(each.bincount(minlength=ways).max()) for each in (support_y, labels))
+    queries = min(most, _MOST_QUERIES)
     rows = min(ways, _MOST_WAYS)
     figure = Figure(figsize=(0.7 * (shots + queries + 1), 0.8 * rows + 0.6))
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, shots + queries, squeeze=False)
+    for axis in axes[:, 1:].flat:
+        axis.axis("off")  # until it is drawn on: a class may have fewer images
     for way in range(rows):
         for column, image in enumerate(support_x[support_y == way]):
             _draw(axes[way][column], image, "support" if way == 0 else "", "black")
@@ -131,6 +134,7 @@ def _draw(axis: object, image: Tensor, title: str, colour: str) -> None:
 
     assert isinstance(axis, Axes)
     pixels = image.float().cpu().numpy()
+    axis.axis("on")
     axis.imshow(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0), cmap="gray_r", vmin=0, vmax=1)
     axis.set_title(title, fontsize=6, color=colour, pad=2)
     axis.set_xticks([])

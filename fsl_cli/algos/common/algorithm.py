@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -40,7 +40,9 @@ class Algorithm(nn.Module, ABC):
 
     Attributes:
         problems: the kinds of problems that it can solve.
-        masks: whether it ignores the rows of `Examples` that are masked out, as uneven shots require.
+        masks: whether it ignores the rows of `Examples` that are masked out. Others get episodes of uneven classes one at a
+            time, without padding rows, if they are ``uneven``.
+        uneven: whether the classes of an episode may have different numbers of examples.
         transductive: whether the prediction of a query may depend on the other queries of its episode.
         embeds: whether `predict` depends on the images only through `embed` of each single image, as the method below
             does. Evaluation then embeds an image once, however many episodes it occurs in.
@@ -49,6 +51,7 @@ class Algorithm(nn.Module, ABC):
 
     problems: ClassVar[tuple[type[Problem], ...]] = (Classification,)
     masks: bool = False
+    uneven: bool = False
     transductive: bool
     embeds: bool = False
     compares_inputs: bool = False
@@ -59,6 +62,10 @@ class Algorithm(nn.Module, ABC):
 
     def task_problems(self, task: Task) -> list[FslError]:
         """Reasons why this algorithm cannot be tested on a classification task of this shape; empty if it can."""
+        return []
+
+    def train_problems(self, task: Task) -> list[FslError]:
+        """Reasons why this algorithm cannot be trained on classification tasks of this shape; empty if it can."""
         return []
 
     def example_problems(self, shape: tuple[int, ...]) -> list[FslError]:
@@ -119,8 +126,16 @@ def exact_scores(episodes: Episodes, outputs: Tensor) -> dict[str, Tensor]:
     return {name: torch.where(predicted, values, torch.nan) for name, values in scores.items()}
 
 
-def check_masks(algorithm: Algorithm, episodes: Episodes) -> None:
-    """Raise `FslError` for episodes with masked rows if the algorithm does not ignore them."""
-    if episodes.masked and not algorithm.masks:
+def portions(algorithm: Algorithm, episodes: Episodes, size: int) -> Iterator[Episodes]:
+    """Yield the episodes in order, at most ``size`` at a time, as the algorithm takes them.
+
+    Raises:
+        FslError: there are masked rows, and the algorithm does not ignore them and cannot do without.
+    """
+    if not episodes.masked or algorithm.masks:
+        yield from episodes.split(size)
+        return
+    if not algorithm.uneven:
         what = f"{type(algorithm).__name__} cannot be given episodes of uneven shots"
         raise FslError(what, where="algo", hint="choose another algorithm, or episodes of even shots")
+    yield from (each.without_padding() for each in episodes.split(1))

@@ -99,8 +99,8 @@ class CellLearner(SequenceLearner):
         return Step(torch.stack(losses).mean(), logits.detach()[..., : episodes.ways], metrics, labels)
 
     def curve_points(self, task: Task) -> dict[str, Sequence[int]]:
-        """``instance``: 1 for the first image of each class in a sequence, 2 for the second, and so on."""
-        return {"instance": range(1, min(INSTANCES, task.shots + task.queries) + 1)}
+        """``instance``: 1 for the first image of each class in a sequence, 2 for the second, and so on; of even tasks only."""
+        return {"instance": range(1, min(INSTANCES, task.shots + task.queries) + 1)} if task.drawing is None else {}
 
     @torch.no_grad()
     def score(self, episodes: Episodes, *, curves: bool = False) -> dict[str, Tensor]:

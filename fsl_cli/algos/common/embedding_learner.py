@@ -9,16 +9,16 @@ that have the option ``normalize_separately``, the support images by themselves 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypedDict
+from typing import TypedDict
 
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 
 from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode, Step
 from fsl_cli.backbones.batch_norm import Source, statistics_from
 from fsl_cli.episodes import Episodes, Examples, Task
 from fsl_cli.episodes.episodes import spread
+from fsl_cli.settings.sizes import Count, Size
 from fsl_cli.statistics.classification import cross_entropy
 
 
@@ -27,13 +27,14 @@ class EmbeddingOptions(TypedDict, total=False):
 
     Args:
         batch_norm: in tests: ``inductive`` (default) by the running averages, ``transductive`` by the images of the episode.
-        train_shots: shots of a training episode, >= 1; None (default): as in the tested task.
-        train_queries: query images per class of a training episode, >= 1, default 5; None: as in the tested task.
+        train_shots: shots of a training episode, >= 1, a number or a range; None (default): as in the tested task.
+        train_queries: query images per class of a training episode, >= 1, a number or a range, default 5; None: as in the
+            tested task.
     """
 
     batch_norm: BatchNormMode
-    train_shots: Annotated[int, Ge(1)] | None
-    train_queries: Annotated[int, Ge(1)] | None
+    train_shots: Count | None
+    train_queries: Count | None
 
 
 class EmbeddingLearner(Algorithm):
@@ -51,15 +52,15 @@ class EmbeddingLearner(Algorithm):
     def __init__(
         self,
         backbone: nn.Module,
-        train_ways: int | None,
+        train_ways: Size | None,
         *,
         batch_norm: BatchNormMode = "inductive",
-        train_shots: int | None = None,
-        train_queries: int | None = 5,
+        train_shots: Size | None = None,
+        train_queries: Size | None = 5,
         normalize_separately: bool = False,
     ) -> None:
         super().__init__()
-        self.masks = True
+        self.masks = self.uneven = True
         self.backbone = backbone
         self.transductive = batch_norm == "transductive"
         self.embeds = not self.transductive
@@ -68,7 +69,7 @@ class EmbeddingLearner(Algorithm):
 
     def train_task(self, task: Task) -> Task:
         """The tested task with the training ways, shots and queries."""
-        return Task(self.train_ways or task.ways, self.train_shots or task.shots, self.train_queries or task.queries)
+        return task.with_sizes(self.train_ways, self.train_shots, self.train_queries)
 
     def loss(self, episodes: Episodes) -> Step:
         """`query_loss` of the queries; updates the running averages of batch normalisation."""

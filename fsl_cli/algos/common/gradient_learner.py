@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import ClassVar
 
-from annotated_types import Ge
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fsl_cli.algos.common.step_learner import DescentOptions, StepLearner, StepOptions
 from fsl_cli.episodes import Episodes, Problem, Task
+from fsl_cli.errors import FslError
 from fsl_cli.inner.inner_loop import Classifier, mean_row
 from fsl_cli.inner.step_sizes import StepSizes
+from fsl_cli.settings.sizes import Count, Size
 
 
 class MetaOptions(StepOptions, total=False):
     """`StepOptions`, and an option of every method whose classifier is meta-learned.
 
     Args:
-        train_queries: query images per class of a training episode, >= 1; None (default): as in the tested task.
+        train_queries: query images per class of a training episode, >= 1, a number or a range; None (default): as in the
+            tested task.
     """
 
-    train_queries: Annotated[int, Ge(1)] | None
+    train_queries: Count | None
 
 
 class GradientOptions(MetaOptions, DescentOptions, total=False):
@@ -60,9 +62,11 @@ class GradientLearner(StepLearner):
 
     Attributes:
         net: body and head.
+        any_ways: whether nothing of the head is meta-learned, so that training episodes may differ in their ways.
     """
 
     problems = (Problem,)  # of any kind
+    any_ways: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class GradientLearner(StepLearner):
         inner_steps: int,
         transductive: bool,
         zero_head: bool = True,
-        train_queries: int | None = None,
+        train_queries: Size | None = None,
         adapt_batch_norm: bool = True,
         checkpoint_inner: bool = False,
         **options: Unpack[DescentOptions],
@@ -89,7 +93,15 @@ class GradientLearner(StepLearner):
 
     def train_task(self, task: Task) -> Task:
         """The tested task with ``train_queries`` queries."""
-        return Task(task.ways, task.shots, self.train_queries or task.queries)
+        return task.with_sizes(queries=self.train_queries)
+
+    def train_problems(self, task: Task) -> list[FslError]:
+        """Ways that differ: the head that is meta-learned has as many outputs as a training episode has classes."""
+        ways = task.sizes["ways"]
+        if self.any_ways or isinstance(ways, int):
+            return []
+        what = f"{ways} ways, but the head that is meta-learned is for one number of classes"
+        return [FslError(what, where="task.ways", hint=f"train with task.ways={task.ways}, or algo=proto_maml; test with any")]
 
     def query_losses(self, episodes: Episodes, outputs: Tensor) -> Tensor:
         """The loss of the problem, ``[T]``, for query outputs ``[T, B, O]``."""

@@ -35,7 +35,7 @@ class Pretrained(Algorithm):
         train_ways: classes of a mini-batch, two images each; None: there are no classes.
     """
 
-    masks = True
+    masks = uneven = True
     transductive = False
     embeds = True
 

@@ -7,28 +7,29 @@ once and is the same for all queries: no query sees another, except through tran
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
 from torch import Tensor, nn
 
 from fsl_cli.algos.common.algorithm import Algorithm, BatchNormMode
 from fsl_cli.backbones.batch_norm import Source, statistics_from
 from fsl_cli.episodes import Episodes, Task
 from fsl_cli.errors import FslError
+from fsl_cli.settings.sizes import Count, Size
 
 
 class SequenceOptions(TypedDict, total=False):
     """Options of every method that reads an episode as a sequence.
 
     Args:
-        train_queries: query images per class of a training episode, >= 1, default 3; None: as in the tested task.
+        train_queries: query images per class of a training episode, >= 1, a number or a range, default 3; None: as in the
+            tested task.
         batch_norm: ``inductive`` (default) or ``transductive``, see `Embedding`.
     """
 
-    train_queries: Annotated[int, Ge(1)] | None
+    train_queries: Count | None
     batch_norm: BatchNormMode
 
 
@@ -59,13 +60,15 @@ class SequenceLearner(Algorithm):
         batch_norm: see `SequenceOptions`.
     """
 
+    uneven = True
+
     def __init__(
         self,
         backbone: nn.Module,
         features: int,
         ways: int,
         *,
-        train_queries: int | None = 3,
+        train_queries: Size | None = 3,
         batch_norm: BatchNormMode = "inductive",
     ) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class SequenceLearner(Algorithm):
 
     def train_task(self, task: Task) -> Task:
         """The tested task with the training queries."""
-        return Task(task.ways, task.shots, self.train_queries or task.queries)
+        return task.with_sizes(queries=self.train_queries)
 
     def task_problems(self, task: Task) -> list[FslError]:
         """More ways than a label is wide."""

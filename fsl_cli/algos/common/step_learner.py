@@ -62,7 +62,7 @@ class StepLearner(Algorithm):
         learn2learn: whether learn2learn can run the inner loop of this method.
     """
 
-    masks = True
+    masks = uneven = True
     test_steps: list[int]
     rule: UpdateRule
     augmentation: tuple[Augmentation, int]

@@ -16,6 +16,7 @@ from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError, close_match
 from fsl_cli.results.files import check_writable, write_atomically
 from fsl_cli.run.data import Data, data_of
+from fsl_cli.run.parts import sampler_of
 from fsl_cli.show import console
 from fsl_cli.show.contact_sheet import Row, draw_map, draw_sheet
 from fsl_cli.show.pictures import draw_points
@@ -130,9 +131,9 @@ def _rows_of_one(examples: np.ndarray, label: str) -> list[Row]:
 def _show_episode(data: Data, split: SplitName, number: int, name: str, file: Path) -> None:
     problem, task = data.dataset.problem(data.task), data.task
     if not problem.has_ways:
-        task = replace(task, queries=max(task.queries, _POINTS))
+        task = replace(task.smallest, queries=max(task.queries, _POINTS))
     seed = data.settings.seed if split == "train" else data.settings.eval.seed
-    sampler = data.dataset.sampler(split, task, seed)
+    sampler = sampler_of(data.dataset, split, task, seed)
     episodes = sampler.batch(number, 1)
     title = f"{name}: {split} episode {number}, {task}, seed {seed}"
     if not problem.has_ways:
