@@ -19,9 +19,10 @@ Batch normalisation: while training by the images of the episode, as in the auth
 normalises by the running averages of training (``model.eval()`` there), ``transductive`` by the images of the episode.
 
 Deviations: the offset beta of eq. 6 is left out, because one number added to all logits cancels in the softmax. By default
-lambda is learned and does not depend on the size of an episode, and alpha is positive. Their code adds a constant feature,
-draws the shots of a training episode from 1..9, and trains its Omniglot network with 60 ways. Their network is
-``backbone=r2d2net``; the default is the configured backbone. Schedules are shorter.
+lambda is learned and does not depend on the size of an episode, and alpha is positive. Their code adds a constant feature. It
+draws the shots of a training episode from 1..9 and takes what is left of a class's images as queries, 10 images on Omniglot:
+``train_shots=1..9 train_images=10``, with 60 ways, as in the experiments; the default has the shots of the test. Their network
+is ``backbone=r2d2net``; the default is the configured backbone. Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways;
 ``lambda`` and ``alpha``.
@@ -39,13 +40,14 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fsl_cli.algos.common.embedding_learner import EmbeddingLearner, EmbeddingOptions
 from fsl_cli.algos.common.full_precision import full_precision
-from fsl_cli.episodes import Episodes
+from fsl_cli.episodes import Episodes, Task
+from fsl_cli.errors import FslError
 from fsl_cli.settings.sizes import Ways
 
 
@@ -58,6 +60,8 @@ class R2D2(EmbeddingLearner):
         learn_lambda: true: lambda is meta-learned; false: it stays at ``init_lambda``.
         lambda_per_image: multiply lambda by the number of support images of the episode.
         init_alpha: initial value of alpha, > 0.
+        train_images: images of a class in a training episode: the queries are what the shots leave; more than ``train_shots``.
+            None: ``train_queries`` queries.
         train_ways: ways of a training episode, >= 2, a number or a range; None: as in the tested task.
         options: see `EmbeddingOptions`.
     """
@@ -70,6 +74,7 @@ class R2D2(EmbeddingLearner):
         learn_lambda: bool = True,
         lambda_per_image: bool = False,
         init_alpha: Annotated[float, Gt(0)] = 10.0,
+        train_images: Annotated[int, Ge(2)] | None = None,
         train_ways: Ways | None = 16,
         **options: Unpack[EmbeddingOptions],
     ) -> None:
@@ -77,6 +82,21 @@ class R2D2(EmbeddingLearner):
         self.log_lambda = nn.Parameter(torch.tensor(math.log(init_lambda)), requires_grad=learn_lambda)
         self.lambda_per_image = lambda_per_image
         self.log_alpha = nn.Parameter(torch.tensor(math.log(init_alpha)))
+        self.train_images = train_images
+
+    def train_task(self, task: Task) -> Task:
+        """The tested task with the training ways and shots, and the queries that the images leave."""
+        task = super().train_task(task)
+        if self.train_images is None or task.shots >= self.train_images:  # refused when it is to be trained
+            return task
+        return task.with_images(self.train_images)
+
+    def train_problems(self, task: Task) -> list[FslError]:
+        """As many shots as images."""
+        if self.train_images is None or task.shots < self.train_images:
+            return []
+        what = f"{task.sizes['shots']} shots of {self.train_images} images of a class leave no query"
+        return [FslError(what, where="algo.train_images", hint=f"use at least {task.shots + 1}, or fewer algo.train_shots")]
 
     def learned(self) -> dict[str, Tensor]:
         """``lambda`` and ``alpha``."""

@@ -145,7 +145,7 @@ class Task:
             return 2, "a shot and a query at least"
         if drawing is not None and drawing.query_dirichlet is not None:
             queries = self.ways * self.queries
-            return self.shots + queries, f"{self.shots} shots + {queries} queries, which may all be of one class,"
+            return self.shots + queries, f"{self.shots} shots + {queries} queries, which may all be of one class"
         if drawing is not None and drawing.images is not None:
             return drawing.images, f"{drawing.images} images of a class"
         return self.shots + self.queries, f"{self.shots} shots + {self.queries} queries"

@@ -17,6 +17,8 @@ from fsl_cli.algos.r2d2 import R2D2, ridge_regression
 from fsl_cli.backbones.batch_norm import statistics_from
 from fsl_cli.backbones.mlp import MLP
 from fsl_cli.episodes import EpisodeSampler, Task
+from fsl_cli.episodes.uneven_sampler import UnevenSampler
+from fsl_cli.settings.sizes import Range
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -177,3 +179,24 @@ def test_a_broken_copy_learns_nothing(broken):
     algorithm = learner(broken(R2D2))
     train(algorithm, TRAIN, iterations=200)
     assert accuracy(algorithm, TEST) < 0.35
+
+
+# --- the training episodes of the authors' code
+
+
+def test_what_is_left_of_the_images_of_a_class_are_queries():
+    algorithm = r2d2(train_ways=4, train_shots=Range(1, 9), train_images=10)
+    task = algorithm.train_task(Task(5, 1, 15))
+    assert str(task) == "4-way 1..9-shot, 1..9 queries per class"
+    assert algorithm.train_problems(task) == []
+    sampler = UnevenSampler(EpisodeSampler(faint_patterns(), "train", task.smallest, 0), task, "train", 0)
+    found = [sampler.batch(number, 1) for number in range(40)]
+    assert {each.support.y.shape[1] + each.query.y.shape[1] for each in found} == {40}
+    assert {each.support.y.shape[1] // 4 for each in found} == set(range(1, 10))
+
+
+def test_shots_that_leave_no_query_are_refused_in_training_only():
+    algorithm = r2d2(train_images=10)
+    task = algorithm.train_task(Task(5, 10, 15))
+    (problem,) = algorithm.train_problems(task)
+    assert str(problem).startswith("algo.train_images: 10 shots of 10 images of a class leave no query (use at least 11")
