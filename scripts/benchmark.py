@@ -4,6 +4,7 @@
     python scripts/benchmark.py --suite full --json benchmark.json
     python scripts/benchmark.py --suite busy            # a training step alone and beside other work, by how threads wait
     python scripts/benchmark.py --suite startup         # CPU time of starting a run
+    python scripts/benchmark.py --suite loading         # packing image files, and drawing episodes beside two libraries
 
 Before an outer gradient is timed, both sides must compute the same loss. Iterations, sampling and testing use each side's
 own data pipeline. Every time is the median of alternating runs, after one warm-up run. Peak memory is that of tensors, in
@@ -26,6 +27,7 @@ from typing import Any
 import fsl_cli  # noqa: F401  # how OpenMP's threads wait is decided when torch is imported
 
 # isort: split
+import benchmark_loading
 import benchmark_peer as peer
 import benchmark_processes
 import platformdirs
@@ -42,6 +44,8 @@ from fsl_cli.datasets.omniglot import Omniglot
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
 from fsl_cli.results import environment
+
+PAIRS = {**benchmark_processes.SUITES, **benchmark_loading.SUITES}
 
 
 def images() -> tuple[str, ClassImages, ClassImages, ClassImages]:
@@ -128,7 +132,7 @@ def against_learn2learn(chosen: argparse.Namespace, used: hardware.Hardware, con
 
 def against_itself(suite: str, used: hardware.Hardware, console: Console) -> tuple[str, list[Pair]]:
     """Measure and print the pairs of a suite. Returns the name of the data set and the pairs."""
-    make, repeats, name = benchmark_processes.SUITES[suite]
+    make, repeats, name = PAIRS[suite]
     console.print(described(machine(used, name)), style="dim")
     pairs = []
     with console.status("measuring"):
@@ -147,17 +151,17 @@ def described(about: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the chosen suite, print its results and write them to the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    suites = [*SUITES, *benchmark_processes.SUITES]
+    suites = [*SUITES, *PAIRS]
     parser.add_argument("--suite", choices=suites, default="quick", help="quick: under two minutes on two cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and results to this file")
-    parser.add_argument("--device", default="auto", help="as hardware.device; busy and startup always run on the CPU")
+    parser.add_argument("--device", default="auto", help="as hardware.device; busy, startup and loading always run on the CPU")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of fsl")
     parser.add_argument("--task-chunk", type=int, help="tasks that fsl computes at once; as hardware.task_chunk")
     chosen = parser.parse_args(arguments)
     console = Console()
     rows: Sequence[Row | Pair]
     try:
-        if chosen.suite in benchmark_processes.SUITES:
+        if chosen.suite in PAIRS:
             used = hardware.set_up("cpu", "fp32", None, True, "auto")
             name, rows = against_itself(chosen.suite, used, console)
         else:

@@ -124,3 +124,48 @@ def prototypical_accuracy(features: nn.Module, drawn: tuple[Tensor, ...]) -> flo
         embedded = features(torch.cat([support_x, query_x]))
         classifier = imported("nn").PrototypicalClassifier(embedded[: len(support_y)], support_y)
         return (classifier(embedded[len(support_y) :]).argmax(-1) == query_y).float().mean().item()
+
+
+def _image_folder(folder: Path) -> Any:
+    """Torchvision's data set of a folder for each class."""
+    from torchvision import datasets, transforms
+
+    return datasets.ImageFolder(str(folder), transforms.ToTensor())
+
+
+def tasks_of_folder(folder: Path, task: Task) -> Callable[[], tuple[Tensor, Tensor]]:
+    """learn2learn's pipeline for image files, as in its ``benchmarks``. Returns a function that draws one task."""
+    data = imported("data")
+    dataset = data.MetaDataset(_image_folder(folder))
+    chain = [
+        data.transforms.FusedNWaysKShots(dataset, n=task.ways, k=task.shots + task.queries),
+        data.transforms.LoadData(dataset),
+        data.transforms.RemapLabels(dataset),
+        data.transforms.ConsecutiveLabels(dataset),
+    ]
+    sample: Callable[[], tuple[Tensor, Tensor]] = data.TaskDataset(dataset, task_transforms=chain).sample
+    return sample
+
+
+def easyfsl_tasks(folder: Path, task: Task, workers: int) -> Callable[[], Any]:
+    """Easyfsl's sampler and loader, as in its notebooks. Returns a function that draws one task.
+
+    Args:
+        folder: a folder for each class.
+        task: shape of a task.
+        workers: processes of the loader.
+    """
+    from easyfsl.datasets import WrapFewShotDataset
+    from easyfsl.samplers import TaskSampler
+    from torch.utils.data import DataLoader
+
+    class Accepting:
+        def __init__(self, data_source: None = None) -> None:
+            """Accept what torch's `Sampler` no longer does and easyfsl 1.5.0 still passes."""
+
+    made: Any = type("Tasks", (TaskSampler, Accepting), {})
+    dataset = WrapFewShotDataset(_image_folder(folder))
+    sampler = made(dataset, task.ways, task.shots, task.queries, n_tasks=10**6)
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=sampler.episodic_collate_fn)
+    tasks = iter(loader)
+    return lambda: next(tasks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import benchmark
+import benchmark_loading
 import benchmark_peer
 import benchmark_processes
 import benchmark_rows
@@ -14,6 +15,7 @@ from benchmark_timing import alternate, compare, peak_mb
 from problems import striped_classes
 
 from fsl_cli.compute import hardware
+from fsl_cli.datasets import cifar100
 from fsl_cli.episodes import Task
 from fsl_cli.episodes.class_images import ClassImages
 
@@ -127,12 +129,33 @@ def test_two_sides_alternate_after_a_warm_up():
 @pytest.mark.slow
 def test_steps_on_a_busy_machine_are_measured_in_processes(tmp_path, monkeypatch, capsys):
     make, _, images = benchmark_processes.SUITES["busy"]
-    monkeypatch.setitem(benchmark_processes.SUITES, "busy", (make, 1, images))
+    monkeypatch.setitem(benchmark.PAIRS, "busy", (make, 1, images))
     benchmark.main(["--suite", "busy", "--json", str(tmp_path / "found.json")])
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["step_quiet", "step_busy"]
     assert all(0 < seconds < 600 for row in rows for seconds in row["seconds"])
     assert "step_busy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_loading_is_measured_beside_both_libraries(learn2learn, tmp_path, monkeypatch):
+    pytest.importorskip("easyfsl")
+    monkeypatch.setenv("FSL_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(cifar100, "PICTURES", 2)
+    pairs = list(benchmark_loading.loading(1, classes=10, per_class=20, small=2))
+    drawn = [pair for pair in pairs if pair.name.startswith("draw_")]
+    assert [pair.sides for pair in drawn[:2]] == [("fsl", "learn2learn"), ("fsl", "easyfsl")]
+    assert all(pair.ratio > 1 for pair in drawn)
+    assert [pair.name for pair in pairs if pair not in drawn] == ["pack_zip", "pack_files", "step_mapped"]
+
+
+@pytest.mark.parametrize("tasks", [benchmark_peer.tasks_of_folder, lambda *each: benchmark_peer.easyfsl_tasks(*each, 0)])
+def test_both_libraries_draw_tasks_of_the_same_shape_from_image_files(learn2learn, tmp_path, tasks):
+    pytest.importorskip("easyfsl")
+    benchmark_loading._write_pictures(tmp_path, 6, 5)
+    images = [each for each in tasks(tmp_path, Task(5, 1, 3))() if getattr(each, "ndim", 0) == 4]
+    assert sum(map(len, images)) == 20
+    assert all(each.shape[1:] == (3, 84, 84) and 0 <= each.min() < each.max() <= 1 for each in images)
 
 
 @pytest.mark.slow
