@@ -14,6 +14,8 @@ from fsl_cli.algos.common.algorithm import Algorithm, exact_scores, portions
 from fsl_cli.compute.hardware import Hardware
 from fsl_cli.compute.signals import raise_if_interrupted
 from fsl_cli.episodes import Episodes, EpisodeSampler
+from fsl_cli.episodes.adapted_sampler import AdaptedEpisodeSampler
+from fsl_cli.episodes.mixture_sampler import MixtureSampler
 from fsl_cli.episodes.sampler import Sampler
 from fsl_cli.episodes.uneven_sampler import UnevenSampler, batches, order
 
@@ -22,6 +24,7 @@ _EPISODES = 8  # granularity of the processes' shares if there are too few episo
 _DRAWN = 256  # episodes whose image indices are drawn at once
 _MOST_EMBEDDED = 2**30  # bytes of embeddings that are kept; where there would be more, every episode is embedded by itself
 _LARGEST = 2**16  # bytes of an embedding, assumed as long as so many of them could be kept
+_Embeddable = EpisodeSampler | AdaptedEpisodeSampler  # whose images can be had without their episodes
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,20 @@ class EpisodeScores:
     def __getitem__(self, name: str) -> np.ndarray:
         """The values of a score."""
         return self.values[name]
+
+
+def values_of_sets(sampler: Sampler, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The values of the episodes of each set by the names of set and score, of a mixture of data sets; otherwise empty.
+
+    Args:
+        sampler: of the episodes.
+        values: ``[n]`` for each score, of the first n episodes.
+    """
+    if not isinstance(sampler, MixtureSampler):
+        return {}
+    of = sampler.set_of(0, len(next(iter(values.values()))))
+    chosen = {label: of == number for number, label in enumerate(sampler.sets)}
+    return {label: {name: each[mine] for name, each in values.items()} for label, mine in chosen.items() if mine.any()}
 
 
 class MonotoneProgress:
@@ -68,7 +85,7 @@ class EmbeddedSampler:
         table: ``[len(images), ...]``, their embeddings.
     """
 
-    def __init__(self, sampler: EpisodeSampler | UnevenSampler, images: Tensor, table: Tensor) -> None:
+    def __init__(self, sampler: _Embeddable | UnevenSampler, images: Tensor, table: Tensor) -> None:
         self.task, self.problem, self.digest = sampler.task, sampler.problem, sampler.digest
         self._sampler, self._table = sampler, table
         self._row = torch.full((int(images[-1]) + 1,), -1)
@@ -125,7 +142,7 @@ def evaluate(
     even = sampler.even if isinstance(sampler, UnevenSampler) else sampler
     done, score = 0, partial(algorithm.score, curves=bool(widths))
     try:
-        if algorithm.embeds and isinstance(even, EpisodeSampler):
+        if algorithm.embeds and isinstance(even, _Embeddable):
             uneven = sampler if isinstance(sampler, UnevenSampler) else None
             images = uneven.occurring(range(episodes)) if uneven else torch.from_numpy(_occurring(even, episodes))
             if _can_be_kept(algorithm, even, images, hardware):
@@ -208,7 +225,7 @@ def _table(
     return processes.gather(processes.together(lambda: hardware.within_memory("evaluation", -(-most // per_episode), mine)))
 
 
-def _can_be_kept(algorithm: Algorithm, sampler: EpisodeSampler, images: Tensor, hardware: Hardware) -> bool:
+def _can_be_kept(algorithm: Algorithm, sampler: _Embeddable, images: Tensor, hardware: Hardware) -> bool:
     """Whether the embeddings of so many images fit into `_MOST_EMBEDDED`."""
     if len(images) * _LARGEST <= _MOST_EMBEDDED:
         return True
@@ -218,8 +235,8 @@ def _can_be_kept(algorithm: Algorithm, sampler: EpisodeSampler, images: Tensor, 
 
 def _embedded(
     algorithm: Algorithm,
-    sampler: EpisodeSampler | UnevenSampler,
-    source: EpisodeSampler,
+    sampler: _Embeddable | UnevenSampler,
+    source: _Embeddable,
     images: Tensor,
     hardware: Hardware,
     progress: Callable[[float], None],
@@ -237,7 +254,7 @@ def _embedded(
     return EmbeddedSampler(sampler, images, table)
 
 
-def _occurring(sampler: EpisodeSampler, episodes: int) -> np.ndarray:
+def _occurring(sampler: _Embeddable, episodes: int) -> np.ndarray:
     """Indices of the images that occur in the first ``episodes`` episodes, int64, in ascending order."""
     occurs = np.zeros(sampler.source.size, dtype=bool)
     for first in range(0, episodes, _DRAWN):

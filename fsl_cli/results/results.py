@@ -48,6 +48,9 @@ class Results:
         headline: the score that counts.
         scores: mean over the episodes, with its interval, of every score by name; fractions, not percent.
         curves: points of each curve by its name.
+        sets: of a mixture of data sets, the scores over the episodes of each set, by its name.
+        trained_on: name of the data set of the training where it is another one than that of the test; otherwise None.
+        adaptations: how pictures were given other channels or another size, by the name of their data set.
         episodes_seed: of the test episodes.
         episodes_digest: a hash of the test episodes.
         folder: the run folder that they were written to or read from; None: neither.
@@ -68,6 +71,9 @@ class Results:
     episodes_seed: int
     episodes_digest: str
     curves: dict[str, list[CurvePoint]] = field(default_factory=dict)
+    sets: dict[str, dict[str, MeanInterval]] = field(default_factory=dict)
+    trained_on: str | None = None
+    adaptations: dict[str, str] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
 
     @property
@@ -100,7 +106,9 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``results.json``; of classification, ``accuracy`` and ``loss`` stand at the top too."""
-        content = {key: value for key, value in asdict(self).items() if key not in ("headline", "scores", "curves", "folder")}
+        apart = ("headline", "scores", "curves", "sets", "folder")
+        content = {key: value for key, value in asdict(self).items() if key not in apart}
+        content = {key: value for key, value in content.items() if value or key not in ("trained_on", "adaptations")}
         digest = {key: content.pop(key) for key in ("episodes_seed", "episodes_digest")}
         scores = {name: score.as_dict() for name, score in self.scores.items()}
         curves = {name: [{"at": point.at, **point.score.as_dict()} for point in points] for name, points in self.curves.items()}
@@ -114,6 +122,7 @@ class Results:
             "scores": scores,
             **(scores if self.headline == ACCURACY else {}),
             **({"curves": curves} if curves else {}),
+            **({"sets": _nested(self.sets)} if self.sets else {}),
             **digest,
         }
 
@@ -145,7 +154,17 @@ class Results:
                 name: [CurvePoint(point["at"], _interval(point)) for point in points]
                 for name, points in content.get("curves", {}).items()
             },
+            sets={
+                label: {name: _interval(score) for name, score in scores.items()}
+                for label, scores in content.get("sets", {}).items()
+            },
+            trained_on=content.get("trained_on"),
+            adaptations=dict(content.get("adaptations", {})),
         )
+
+
+def _nested(sets: Mapping[str, Mapping[str, MeanInterval]]) -> dict[str, dict[str, Any]]:
+    return {label: {name: score.as_dict() for name, score in scores.items()} for label, scores in sets.items()}
 
 
 def _interval(content: Mapping[str, Any]) -> MeanInterval:

@@ -14,7 +14,7 @@ from fsl_cli.compute.signals import held_back
 from fsl_cli.datasets.dataset import SplitName
 from fsl_cli.episodes.signal import check_signal
 from fsl_cli.errors import FslError
-from fsl_cli.evaluation import evaluate
+from fsl_cli.evaluation import evaluate, values_of_sets
 from fsl_cli.results import checkpoint
 from fsl_cli.results.results import Results
 from fsl_cli.results.tracking import JsonLines, Trackers, read_metrics
@@ -110,6 +110,7 @@ class Experiment:
 
     def _header(self, trackers: Trackers) -> None:
         console.say(lines.header(self.settings, self.parts), style="bold")
+        lines.say_data(self.parts)
         console.say(f"folder  {self.folder.path}")
         console.say(f"W&B     {trackers.where}")
         if self.parts.hardware.compile:
@@ -144,12 +145,17 @@ class Experiment:
         scores = evaluate(self.parts.algorithm, self.validation, self.settings.train.val_episodes, self.parts.hardware)
         intervals = {name: t_interval(values) for name, values in scores.values.items()}
         means = {f"val/{name}": interval.mean for name, interval in intervals.items()}
-        return {**means, f"val/{self.headline.name}_ci95": intervals[self.headline.name].ci95}
+        sets = {
+            f"val/{name}/{label}": t_interval(values).mean
+            for label, by_name in values_of_sets(self.validation, scores.values).items()
+            for name, values in by_name.items()
+        }
+        return {**means, f"val/{self.headline.name}_ci95": intervals[self.headline.name].ci95, **sets}
 
     def _save(self, best: bool) -> None:
         payload = self._payload()
         if best:
-            kept = ("algo", "config", "progress")
+            kept = ("algo", "config", "progress", "example_shape")
             checkpoint.save(self.folder.best, {name: payload[name] for name in kept}, self.folder.write)
         checkpoint.save(self.folder.last, payload, self.folder.write)
         progress = self.training.progress
@@ -158,7 +164,8 @@ class Experiment:
             console.say(f"saved {progress.iteration}/{self.settings.train.iterations}  {self.folder.last}")
 
     def _payload(self) -> dict[str, Any]:
-        return {**self.training.state_dict(), "config": dict(self.config), "wandb_id": self.wandb_id}
+        shape = list(self.parts.dataset.example_shape)
+        return {**self.training.state_dict(), "config": dict(self.config), "example_shape": shape, "wandb_id": self.wandb_id}
 
     def _restore(self, path: Path) -> None:
         payload = checkpoint.load(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fsl_cli.datasets.adapted import adaptations
 from fsl_cli.results.results import Results
 from fsl_cli.run.parts import Parts
 from fsl_cli.settings.schema import ModelSettings
@@ -34,6 +35,14 @@ def header(settings: ModelSettings, parts: Parts) -> str:
     )
 
 
+def say_data(parts: Parts) -> None:
+    """Print what data the model was trained on where it is tested on others, and how pictures are adapted."""
+    if parts.trained_on:
+        console.say(f"data    {parts.dataset.name}; weights and running averages are those of {parts.trained_on}")
+    for name, text in adaptations(parts.dataset).items():
+        console.say(f"adapted {name}: {text}")
+
+
 def training_numbers(headline: Score, values: Mapping[str, float]) -> str:
     """The latest numbers of a training, for its progress line."""
     score = headline.text(values[f"train/{headline.name}"], digits=1 if headline.unit == "%" else 3)
@@ -44,7 +53,11 @@ def validation_line(headline: Score, iteration: int, total: int, values: Mapping
     """The line of a validation; ``best``: its score is better than all before."""
     mean, half = (values[f"val/{headline.name}{part}"] for part in ("", "_ci95"))
     loss = f"  loss {LOSS.number(values['val/loss'], digits=3)}" if "val/loss" in values else ""
-    return f"val  {iteration}/{total}  {headline.name} {headline.text(mean, half)}{loss}{'  best so far' if best else ''}"
+    prefix = f"val/{headline.name}/"
+    sets = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    of_sets = f"  ({', '.join(f'{name} {headline.text(value)}' for name, value in sets.items())})" if sets else ""
+    end = "  best so far" if best else ""
+    return f"val  {iteration}/{total}  {headline.name} {headline.text(mean, half)}{of_sets}{loss}{end}"
 
 
 def trained_line(headline: Score, iterations: int, seconds: float, best: float | None, at: int) -> str:
@@ -72,6 +85,10 @@ def say_results(results: Results) -> None:
             mean, half = point.score.mean, point.score.ci95
             rows.append((str(point.at), headline.interval(mean, half), str(point.score.n)))
         console.table(f"{headline.name} by {name}", (name, f"{headline.label}, 95% CI", "episodes"), rows)
+    if results.sets:
+        scores = {label: each[headline.name] for label, each in results.sets.items()}
+        rows = [(label, headline.interval(each.mean, each.ci95), str(each.n)) for label, each in scores.items()]
+        console.table(f"{headline.name} by data set", ("data set", f"{headline.label}, 95% CI", "episodes"), rows)
     console.say(result_line(results), style="bold green" if results.found and not results.diverged else "bold red")
     if results.diverged:
         console.warn("training or the inner loop has diverged: use a smaller train.optimizer.lr or algo.inner_lr")

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from fsl_cli.compute.signals import held_back
+from fsl_cli.datasets.adapted import adaptations
 from fsl_cli.episodes.signal import check_signal
 from fsl_cli.errors import FslError
-from fsl_cli.evaluation import EpisodeScores, evaluate
+from fsl_cli.evaluation import EpisodeScores, evaluate, values_of_sets
 from fsl_cli.results.results import CurvePoint, Results
 from fsl_cli.results.run_folder import RunFolder
 from fsl_cli.run import lines
@@ -66,6 +67,12 @@ def compute(settings: ModelSettings, parts: Parts, checkpoint_name: str, iterati
         },
         episodes_seed=settings.eval.seed,
         episodes_digest=sampler.digest(count),
+        sets={
+            label: {name: t_interval(each) for name, each in values.items()}
+            for label, values in values_of_sets(sampler, scores.values).items()
+        },
+        trained_on=parts.trained_on,
+        adaptations=adaptations(parts.dataset),
     )
     return results, scores
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from fsl_cli.algos.common.algorithm import Algorithm
 from fsl_cli.compute import hardware
+from fsl_cli.datasets.adapted import adapted_to
 from fsl_cli.datasets.dataset import Dataset, SplitName
 from fsl_cli.episodes import Problem, Task
 from fsl_cli.episodes.sampler import Sampler
@@ -32,6 +33,7 @@ class Parts:
         hardware: device, precision, chunk.
         task: shape of the tested episodes.
         train_task: shape of the training episodes.
+        trained_on: name of the data set of the training, in a test on another one; otherwise None.
     """
 
     dataset: Dataset
@@ -39,6 +41,7 @@ class Parts:
     hardware: hardware.Hardware
     task: Task
     train_task: Task
+    trained_on: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -56,13 +59,23 @@ class Parts:
         return sampler_of(self.dataset, split, task, seed, self.hardware.device)
 
 
-def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple[SplitName, ...]) -> Parts:
+def assemble(
+    settings: ModelSettings,
+    *,
+    trained_ways: int | None,
+    splits: tuple[SplitName, ...],
+    trained_shape: tuple[int, ...] | None = None,
+    trained_on: str | None = None,
+) -> Parts:
     """Build everything, from the same random state every time.
 
     Args:
         settings: validated settings.
         trained_ways: ways of the task the algorithm is or was trained for; None where there are no classes.
         splits: the splits this run is going to draw episodes from.
+        trained_shape: of the examples that the algorithm was trained on, to which those of the data set are adapted; None:
+            they are used as they are.
+        trained_on: see `Parts`.
 
     Raises:
         FslError: whatever the data, the device or the network objects to.
@@ -78,6 +91,8 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
         compile=chosen.compile,
     )
     dataset = build_dataset(settings)
+    if trained_shape is not None:
+        dataset = adapted_to(dataset, trained_shape, "the trained network")
     task = task_of(settings)
     problem = dataset.problem(Task(trained_ways or 1, task.shots, task.queries))
     hardware.seed_everything(settings.seed)
@@ -97,7 +112,7 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
             "problem": problem,
         },
     ).to(used.device)
-    train_task = _of_the_classes_there(algorithm.train_task(task), task, dataset.classes(), splits)
+    train_task = _of_the_classes_there(algorithm.train_task(task), task, _most_ways(dataset), splits)
     of_algorithm = algorithm.task_problems(task) + _of_sizes(algorithm, task, train_task, splits) if problem.has_ways else []
     raise_all(_task_problems(dataset, splits, task, train_task) + of_algorithm + algorithm.example_problems(shape))
     if algorithm.compares_inputs and getattr(dataset, "vocabulary", None) is not None:
@@ -106,7 +121,12 @@ def assemble(settings: ModelSettings, *, trained_ways: int | None, splits: tuple
     if chosen.task_chunk == "auto":
         examples = max(each.most_examples for each in (train_task, task))
         used.task_chunk = hardware.automatic_chunk(used.device, examples * math.prod(shape))
-    return Parts(dataset, algorithm, used, task, train_task)
+    return Parts(dataset, algorithm, used, task, train_task, trained_on)
+
+
+def _most_ways(dataset: Dataset) -> int | None:
+    """Ways that a training episode can have; None where there are no classes. Of a mixture, fewer than there are classes."""
+    return dataset.most_ways() if hasattr(dataset, "most_ways") else dataset.classes()
 
 
 def build_dataset(settings: DataSettings) -> Dataset:

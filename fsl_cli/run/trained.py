@@ -22,10 +22,10 @@ from fsl_cli.run import lines
 from fsl_cli.run.lifecycle import lifecycle
 from fsl_cli.run.meta_test import meta_test
 from fsl_cli.run.parts import Parts, assemble
-from fsl_cli.settings import overrides, plain_yaml
+from fsl_cli.settings import build, overrides, plain_yaml
 from fsl_cli.settings.compose import Composer, is_new, run_folder
 from fsl_cli.settings.resolve import validate_model
-from fsl_cli.settings.saved import changed, without_unknown
+from fsl_cli.settings.saved import changed, completed, named_files, without_unknown
 from fsl_cli.settings.schema import ModelSettings
 from fsl_cli.settings.sizes import largest, read_ways
 from fsl_cli.settings.words import as_typed
@@ -41,12 +41,14 @@ class Trained:
         settings: its settings with the changes.
         config: the same as plain containers.
         trained_ways: ways of the task that it was trained for; None: it has none.
+        trained_on: the data set that it was trained on, as saved.
     """
 
     run: RunFolder
     settings: ModelSettings
     config: dict[str, Any]
     trained_ways: int | None
+    trained_on: Mapping[str, Any]
 
     @property
     def checkpoint(self) -> Path:
@@ -60,16 +62,40 @@ class Trained:
             splits: the splits that episodes are going to be drawn from.
 
         Returns:
-            The parts, and the iteration that the checkpoint is from.
+            The parts, and the iteration that the checkpoint is from. Pictures have the shape of those of the training.
 
         Raises:
-            FslError: a part cannot be built, or the checkpoint does not fit.
+            FslError: a part cannot be built, or the checkpoint does not fit; vectors are not as wide as those of the training.
         """
         several = processes.current()
         payload = several.from_first(lambda: checkpoint.load(self.checkpoint))
-        parts = several.together(lambda: assemble(self.settings, trained_ways=self.trained_ways, splits=splits))
+        shape, name = self._trained_shape(payload), self.trained_on.get("name")
+        parts = several.together(
+            lambda: assemble(
+                self.settings,
+                trained_ways=self.trained_ways,
+                splits=splits,
+                trained_shape=shape,
+                trained_on=None if name in (None, self.settings.dataset["name"]) else str(name),
+            )
+        )
         checkpoint.load_weights(parts.algorithm, payload, self.checkpoint)
         return parts, payload["progress"]["iteration"]
+
+    def _trained_shape(self, payload: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """Shape of the examples of the training; None if it is not known.
+
+        Runs of versions before 0.2.0 do not say it. Their data sets do, which are only asked if they name no files.
+        """
+        if "example_shape" in payload:
+            return tuple(payload["example_shape"])
+        if any(value is not None for value in named_files({"dataset": self.trained_on}).values()):
+            return None
+        folders = {"data_dir": self.settings.data_dir, "cache_dir": self.settings.cache_dir}
+        try:
+            return tuple(build.build(self.trained_on, "dataset", folders).example_shape)
+        except FslError:  # a data set of a plug-in that is not here
+            return None
 
 
 def open_run(run: str | os.PathLike[str], words: Sequence[str] = ()) -> Trained:
@@ -85,7 +111,7 @@ def open_run(run: str | os.PathLike[str], words: Sequence[str] = ()) -> Trained:
         console.warn(f"{folder.config}: {', '.join(unknown)}: unknown to this version of fsl, and ignored")
     ways = _trained_ways(saved, folder)
     config = changed(saved, overrides.parse(as_typed(words)))
-    return Trained(folder, validate_model(config), config, ways)
+    return Trained(folder, validate_model(config), config, ways, completed(saved).get("dataset", {}))
 
 
 def _trained_ways(saved: Mapping[str, Any], folder: RunFolder) -> int | None:
@@ -162,6 +188,7 @@ def test_again(job: TestJob) -> Results:
         name = trained.checkpoint.stem
         console.say(lines.header(trained.settings, parts), style="bold")
         console.say(f"run     {trained.run.path}, checkpoint {name}, iteration {iteration}")
+        lines.say_data(parts)
         console.say(f"folder  {job.folder}")
         results = meta_test(trained.settings, parts, life.folder, name, iteration)
         life.done(**results.status())

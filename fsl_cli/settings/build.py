@@ -3,6 +3,7 @@
 The constructor's signature is the schema. Arguments the program supplies itself (the backbone, the image shape, ...) are
 ``runtime`` arguments; every other parameter is an option, and its annotation says which values are valid. Options that
 several classes share may stand in a `TypedDict`: ``**options: Unpack[SharedOptions]`` (PEP 692) has all of its keys.
+An option of the type ``dict[str, Dataset]`` has config nodes as its values, which are checked and built like sections.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing_extensions import NotRequired, Required, Unpack
 
 from fsl_cli.errors import FslError, close_match, first_line, raise_all
 from fsl_cli.settings.conf_files import RESERVED
-from fsl_cli.settings.targets import target_of
+from fsl_cli.settings.targets import kind_of, target_of
 
 
-def check(node: Mapping[str, Any], where: str, runtime: Collection[str]) -> list[FslError]:
-    """Everything wrong with the options of ``node``, without building it."""
+def check(node: Mapping[str, Any], where: str, runtime: Collection[str], section: str | None = None) -> list[FslError]:
+    """Everything wrong with the options of ``node``, without building it; arguments as in `build`."""
     try:
-        cls = target_of(node, where)
+        cls = target_of(node, section or where, where)
     except FslError as error:
         return [error]
     schema = _schema(cls, runtime)
@@ -31,30 +32,63 @@ def check(node: Mapping[str, Any], where: str, runtime: Collection[str]) -> list
         schema(**_options(node))
     except ValidationError as error:
         return problems_of(error, schema, where, _options(node))
-    return []
+    inner = nodes_in(node, where, cls)
+    return [problem for place, (each, kind) in inner.items() for problem in check(each, place, runtime, kind)]
 
 
-def build(node: Mapping[str, Any], where: str, runtime: Mapping[str, Any]) -> Any:
+def build(node: Mapping[str, Any], where: str, runtime: Mapping[str, Any], section: str | None = None) -> Any:
     """Build the object a config node describes.
 
     Args:
         node: ``_target_`` and options.
         where: name of the node, for messages.
         runtime: arguments the program supplies; those that the constructor does not take are left out.
+        section: the section whose kind of class it must be; None: ``where``.
 
     Raises:
         Problems: options that are unknown, missing or invalid, all of them.
         FslError: the constructor refuses their values.
     """
-    raise_all(check(node, where, runtime))
-    cls = target_of(node, where)
+    raise_all(check(node, where, runtime, section))
+    cls = target_of(node, section or where, where)
     taken = arguments_of(cls)
     valid = _schema(cls, runtime)(**_options(node))  # converted to their types: the words "no" and "0.4" are a bool, a float
     options = {name: getattr(valid, name) for name in valid.model_fields_set}
+    for place, (each, kind) in nodes_in(node, where, cls).items():
+        name, _, label = place.removeprefix(f"{where}.").partition(".")
+        options[name] = {**options[name], label: build(each, place, runtime, kind)}
     try:
         return cls(**{name: value for name, value in runtime.items() if name in taken}, **options)
     except ValueError as error:  # torch.optim checks its ranges itself
         raise FslError(first_line(error), where=where) from error
+
+
+def nodes_in(node: Mapping[str, Any], where: str, cls: type) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """The config nodes among the options of a node by their dotted names, each with the section of its kind.
+
+    Args:
+        node: ``_target_`` and options.
+        where: name of the node.
+        cls: its class.
+    """
+    found: dict[str, tuple[Mapping[str, Any], str]] = {}
+    for name, kind in kinds_of_nodes(cls).items():
+        nodes = node.get(name)
+        if isinstance(nodes, Mapping):
+            found |= {f"{where}.{name}.{label}": (each, kind) for label, each in nodes.items() if isinstance(each, Mapping)}
+    return found
+
+
+def kinds_of_nodes(cls: type) -> dict[str, str]:
+    """The options of a class that have config nodes as their values, each with the section of their kind."""
+    kinds = {name: _kind_of_values(annotation) for name, (annotation, _) in arguments_of(cls).items()}
+    return {name: kind for name, kind in kinds.items() if kind}
+
+
+def _kind_of_values(annotation: Any) -> str | None:
+    """``dataset`` for ``dict[str, Dataset]``; None for an annotation of something else."""
+    key_and_value = typing.get_args(annotation) if typing.get_origin(annotation) is dict else ()
+    return kind_of(key_and_value[1]) if key_and_value else None
 
 
 def takes(node: Mapping[str, Any], where: str, argument: str) -> bool:
@@ -150,6 +184,10 @@ def _options(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(cls: type, runtime: Collection[str]) -> type[BaseModel]:
-    fields: dict[str, Any] = {name: field for name, field in arguments_of(cls).items() if name not in runtime}
+    fields: dict[str, Any] = {
+        name: (dict[str, dict[str, Any]], default) if _kind_of_values(annotation) else (annotation, default)
+        for name, (annotation, default) in arguments_of(cls).items()
+        if name not in runtime
+    }
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
     return create_model(cls.__name__, __config__=config, **fields)

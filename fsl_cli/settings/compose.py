@@ -191,6 +191,13 @@ class Composer:
             GlobalHydra.instance().clear()
 
 
+def member_node(group: str, name: str) -> dict[str, Any]:
+    """The section that a member of a group makes, as plain containers; ``???`` stands for what has no default."""
+    node = OmegaConf.to_container(Composer("train").compose([f"{group}={name}"])[group], resolve=True)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
 def run_folder(config: DictConfig) -> Path:
     """The folder that a run is going to write to.
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build
+from fsl_cli.settings.nested import with_nodes
 from fsl_cli.settings.schema import DataSettings, ModelSettings, Settings
 from fsl_cli.settings.targets import target_of
 
@@ -42,6 +43,7 @@ def resolve(config: DictConfig, *, throw_on_missing: bool = True) -> dict[str, A
 
     Raises:
         FslError: an interpolation does not resolve, or a setting without a default is missing.
+        Problems: data sets inside the data set that do not exist or are incomplete.
     """
     try:
         missing = sorted(key for key in OmegaConf.missing_keys(config) if throw_on_missing and not key.startswith("hydra."))
@@ -51,6 +53,8 @@ def resolve(config: DictConfig, *, throw_on_missing: bool = True) -> dict[str, A
         raise FslError(first_line(error), where="configuration") from error
     assert isinstance(plain, dict)
     values = {str(key): value for key, value in plain.items()}
+    if "dataset" in values:
+        values["dataset"] = with_nodes(values["dataset"], "dataset")
     for name in FOLDERS:
         values[name] = str(folder(name, values.get(name)))
     return values

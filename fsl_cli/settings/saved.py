@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl_cli.errors import FslError, close_match, first_line, raise_all
 from fsl_cli.settings import overrides, plain_yaml
-from fsl_cli.settings.build import arguments_of, defaults_of
+from fsl_cli.settings.build import arguments_of, defaults_of, nodes_in
 from fsl_cli.settings.compose import Composer, without_hydra
 from fsl_cli.settings.conf_files import conf_dir
 from fsl_cli.settings.resolve import FOLDERS, RUNTIME, resolve
@@ -82,16 +82,18 @@ def _with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {**saved, **{name: {**found[name], **node} for name, node in given.items() if isinstance(node, Mapping)}}
 
 
-def _named_files(config: Mapping[str, Any]) -> dict[str, Any]:
+def named_files(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options that name files or folders, such as ``dataset.root``, with their values."""
-    classes = {section: _class_of(config, section) for section in BUILT}
-    return {
-        f"{section}.{name}": config[section][name]
-        for section, cls in classes.items()
-        if cls
-        for name, (hint, _) in arguments_of(cls).items()
-        if name in config[section] and _is_path(hint)
-    }
+    return {name: value for section in BUILT for name, value in _files_of(config.get(section), section, section).items()}
+
+
+def _files_of(node: Any, where: str, section: str) -> dict[str, Any]:
+    cls = _class_of({section: node}, section)
+    if cls is None:
+        return {}
+    own = {f"{where}.{name}": node[name] for name, (hint, _) in arguments_of(cls).items() if name in node and _is_path(hint)}
+    inner = nodes_in(node, where, cls)
+    return own | {name: path for place, (each, kind) in inner.items() for name, path in _files_of(each, place, kind).items()}
 
 
 def _is_path(hint: Any) -> bool:
@@ -128,7 +130,7 @@ def changed(saved: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, A
     """
     config = _opened(saved)
     keys = [key for key in overrides.all_keys(config) if key.split(".")[0] in SECTIONS]
-    problems = _not_given(_named_files(saved), {each.key_or_group for each in parsed})
+    problems = _not_given(named_files(saved), {each.key_or_group for each in parsed})
     for each in sorted(parsed, key=lambda each: each.key_or_group not in SWAPPABLE):  # groups first, then their keys
         key, place = each.key_or_group, each.input_line or each.key_or_group
         if each.is_sweep_override():

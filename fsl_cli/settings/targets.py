@@ -25,12 +25,14 @@ class Kind:
         what: the kind in words.
         base: dotted name of a base class that it must have; None: any.
         members: attributes that it must have.
+        interface: dotted name of the type that stands for the kind in annotations; None: that of ``base``.
     """
 
     package: str
     what: str
     base: str | None = None
     members: tuple[str, ...] = ()
+    interface: str | None = None
 
     def includes(self, cls: type) -> bool:
         """Whether ``cls`` is of this kind. The base class is found by its name, because this module imports no torch."""
@@ -42,22 +44,34 @@ _OF_DATASETS = ("problem_type", "problem", "classes", "task_problems", "sampler"
 KINDS = {
     "algo": Kind("fsl_cli.algos.", "a fsl_cli.algos.common.algorithm.Algorithm", "fsl_cli.algos.common.algorithm.Algorithm"),
     "backbone": Kind("fsl_cli.backbones.", "a torch.nn.Module", "torch.nn.modules.module.Module"),
-    "dataset": Kind("fsl_cli.datasets.", "a Dataset of fsl_cli.datasets.dataset, such as ImageClasses", members=_OF_DATASETS),
+    "dataset": Kind(
+        "fsl_cli.datasets.",
+        "a Dataset of fsl_cli.datasets.dataset, such as ImageClasses",
+        members=_OF_DATASETS,
+        interface="fsl_cli.datasets.dataset.Dataset",
+    ),
     "train.optimizer": Kind("torch.optim.", "a torch.optim.Optimizer", "torch.optim.optimizer.Optimizer"),
 }
 
 
-def target_of(node: Mapping[str, Any], section: str) -> type:
+def kind_of(annotation: Any) -> str | None:
+    """The section whose classes an annotation stands for, such as ``dataset`` for `Dataset`; None: of no section."""
+    name = f"{getattr(annotation, '__module__', '')}.{getattr(annotation, '__qualname__', '')}"
+    return next((section for section, kind in KINDS.items() if name == (kind.interface or kind.base)), None)
+
+
+def target_of(node: Mapping[str, Any], section: str, place: str | None = None) -> type:
     """The class that a section of a configuration names.
 
     Args:
         node: the section.
-        section: its name, a key of `KINDS`.
+        section: its kind, a key of `KINDS`.
+        place: its dotted name; None: that of its kind.
 
     Raises:
         FslError: there is no ``_target_``, it is not in an allowed package, or it is not a class of the section's kind.
     """
-    kind, target, where = KINDS[section], node.get("_target_"), f"{section}._target_"
+    kind, target, where = KINDS[section], node.get("_target_"), f"{place or section}._target_"
     if not isinstance(target, str) or target.count(".") < 1:
         raise _not_allowed(target, kind, where)
     plugin = None
