@@ -111,6 +111,10 @@ class Mixture:
     def task_problems(self, tasks: Mapping[SplitName, Task]) -> list[FslError]:
         """The reasons why a set cannot draw the tasks; for each setting, that of the first set that has one."""
         found: dict[str | None, FslError] = {}
+        words = [label for label, each in self._given.items() if getattr(each, "vocabulary", None) is not None]
+        if words:
+            what = f"{', '.join(words)}: numbers of words, which mean other words in another set"
+            return [FslError(what, where="dataset.sets", hint="choose an encoder of texts that makes vectors")]
         for label, each in self.sets.items():
             for problem in each.task_problems(tasks):
                 found.setdefault(problem.where, FslError(f"{label}: {problem.what}", where=problem.where, hint=problem.hint))

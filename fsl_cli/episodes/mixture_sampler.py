@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fsl_cli.episodes.episodes import Episodes, Examples
+from fsl_cli.episodes.episodes import Episodes, joined
 from fsl_cli.episodes.randomness import episode_seeds, uniform
 from fsl_cli.episodes.sampler import Sampler
 
@@ -55,7 +55,7 @@ class MixtureSampler:
         starts = np.flatnonzero(np.diff(chosen, prepend=-1))  # of the runs of episodes of one set
         ends = [*starts[1:], count]
         runs = zip(starts, ends, strict=True)
-        return _joined([self._of_set(chosen[start], first + int(start), int(end - start)) for start, end in runs])
+        return joined([self._of_set(chosen[start], first + int(start), int(end - start)) for start, end in runs])
 
     def digest(self, count: int) -> str:
         """SHA-256 of the sets of the first ``count`` episodes and of the digests of their samplers."""
@@ -69,15 +69,3 @@ class MixtureSampler:
         episodes = self._samplers[number].batch(first, count)
         unknown = torch.full_like(episodes.classes, -1)
         return replace(episodes, classes=unknown if self._offsets is None else episodes.classes + self._offsets[number])
-
-
-def _joined(parts: Sequence[Episodes]) -> Episodes:
-    """The episodes of all parts, one after the other; their shapes are the same."""
-    support, query = (_side([getattr(each, side) for each in parts]) for side in ("support", "query"))
-    seeds, classes = (torch.cat([getattr(each, name) for each in parts]) for name in ("seeds", "classes"))
-    return replace(parts[0], support=support, query=query, seeds=seeds, classes=classes)
-
-
-def _side(parts: Sequence[Examples]) -> Examples:
-    mask = torch.cat([each.real for each in parts]) if any(each.mask is not None for each in parts) else None
-    return Examples(torch.cat([each.x for each in parts]), torch.cat([each.y for each in parts]), mask)

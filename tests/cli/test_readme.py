@@ -30,7 +30,7 @@ def test_the_readme_has_commands():
     assert "make demo" in COMMANDS
     assert "make test" in COMMANDS
     assert len(runnable("fsl train")) >= 6
-    assert len(runnable("fsl eval")) == 6
+    assert len(runnable("fsl eval")) == 10
     assert len(runnable("scripts/")) == 4
 
 
@@ -97,8 +97,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("line", runnable("fsl eval"))
 def test_eval(line, trained, fsl, monkeypatch, tmp_path, request):
-    monkeypatch.chdir(trained)
     words = [re.sub(r"^eval\.episodes=\d+$", "eval.episodes=6", word) for word in shlex.split(line)[1:]]
+    if "photos" in line:
+        request.getfixturevalue("photos")
+        words = [word.replace("=photos", f"={tmp_path / 'photos'}") for word in words] + ["task.ways=3"]
+    monkeypatch.chdir(trained)
     if needs_omniglot(line):
         words.append(f"data_dir={request.getfixturevalue('omniglot_dir')}")
     outcome = fsl(*words, f"hydra.run.dir={tmp_path / 'eval'}")

@@ -119,3 +119,11 @@ def test_vectors_of_one_width_are_mixed_and_a_set_that_is_too_small_is_named():
     assert both.sampler("train", TASK, 0).batch(0, 5).support.x.shape == (5, 3, 8)
     (problem,) = both.task_problems({"train": Task(4, 1, 2)})
     assert str(problem) == "task.ways: b: 4 ways, but the train split has 3 classes (use at most 3)"
+
+
+def test_numbers_of_words_are_not_mixed():
+    class Words(Numbered):
+        vocabulary = ("a", "b")
+
+    (problem,) = Mixture({"a": Words("x", 5, 8), "b": Words("y", 5, 8)}).task_problems({"train": TASK})
+    assert str(problem).startswith("dataset.sets: a, b: numbers of words, which mean other words in another set")
