@@ -42,7 +42,7 @@ def reduced(line: str) -> list[str]:
     """The arguments of a command, with smaller counts added for keys that it does not set."""
     words = shlex.split(line)
     given = {word.split("=")[0] for word in words}
-    smaller = SMALLER if "dataset=features" in words else [*SMALLER, "backbone.filters=4"]
+    smaller = SMALLER if {"dataset=features", "dataset=text"} & set(words) else [*SMALLER, "backbone.filters=4"]
     words = [re.sub(r"^(train\.iterations|eval\.episodes)=[1-9]\d*$", r"\1=6", word) for word in words]
     words = [re.sub(r"^(hydra\.sweeper\.n_trials)=\d+$", r"\1=2", word) for word in words]
     return words + [word for word in smaller if word.split("=")[0] not in given]
@@ -50,7 +50,7 @@ def reduced(line: str) -> list[str]:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``photos``, ``photos.csv`` and ``embeddings.npz`` in the current folder."""
+    """``photos``, ``photos.csv``, ``embeddings.npz`` and ``intents.csv`` in the current folder."""
     monkeypatch.chdir(tmp_path)
     rows = ["file,label,split"]
     for number in range(15):
@@ -60,12 +60,16 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             Image.new("L", (9, 9), 16 * number + k).save(folder / f"{k}.png")
             rows.append(f"class {number}/{k}.png,{number},{('train', 'val', 'test')[number % 3]}")
     (tmp_path / "photos.csv").write_text("\n".join(rows))
+    texts = [f"word{number} word{number % 7},intent {number % 30}" for number in range(600)]
+    (tmp_path / "intents.csv").write_text("\n".join(["text,label", *texts]))
     np.savez(tmp_path / "embeddings.npz", x=np.random.default_rng(0).normal(size=(600, 8)), y=np.arange(600) % 30)
 
 
 @pytest.mark.parametrize("line", [line for line in runnable("fsl train") if "mine" not in line])
 def test_train(line, fsl, request):
-    if "photos" in line or "embeddings" in line:
+    if "dataset=text" in line:
+        pytest.importorskip("wordllama", reason="wordllama is not installed")
+    if any(file in line for file in ("photos", "embeddings", "intents")):
         request.getfixturevalue("photos")
         line += " task.ways=3"
     if needs_omniglot(line):
