@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,13 @@ NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), 
 LABEL = ("label", "class", "class_name", "category")
 
 Members = TypeVar("Members")
+
+
+def published_split(data_set: str) -> dict[str, list[str]]:
+    """The sorted class names of train, val and test, from the file ``<data_set>_split.txt`` of this package."""
+    text = (package_files("fsl_cli.datasets") / f"{data_set}_split.txt").read_text(encoding="utf-8")
+    lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    return {split: sorted(name for found, *names in lines if found == split for name in names) for split in SPLITS}
 
 
 def check_fractions(fractions: Sequence[float]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +17,7 @@ from fsl_cli.datasets import omniglot_files
 from fsl_cli.datasets.dataset import SplitName
 from fsl_cli.datasets.download import fetch
 from fsl_cli.datasets.image_files import ImageFiles, ZipImages, read_image
+from fsl_cli.datasets.omniglot_splits import OmniglotSplit, alphabets, class_split, vinyals_split
 from fsl_cli.datasets.pack import ProgressFactory, pack_folder, pack_key
 from fsl_cli.datasets.pack_source import ClassSource, PackSource, from_items
 from fsl_cli.datasets.packed_images import PackedImages
@@ -28,6 +27,7 @@ from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.episodes.grouped_sampler import GroupedSampler, grouped_task_problems
 from fsl_cli.episodes.rotated_sampler import RotatedSampler
+from fsl_cli.episodes.within_group_sampler import WithinGroupSampler, within_group_problems
 from fsl_cli.errors import FslError
 
 SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -40,7 +40,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Omniglot(PackedImages):
-    """Omniglot in the class split of Vinyals et al. (2016): 1,028 train, 172 val and 423 test classes.
+    """Omniglot in the class split of Vinyals et al. (2016): 1,028 train, 172 val and 423 test classes; or another.
 
     Reads ``images_background`` and ``images_evaluation``, zipped or extracted, from ``data_dir/omniglot``, ``data_dir``
     or ``data_dir/omniglot-py``, or from ``python/`` in one of them, as in the clone of Omniglot's repository; or a folder or
@@ -57,8 +57,12 @@ class Omniglot(PackedImages):
             with their rotations, are drawn ``modes`` at a time, and support and queries are images of the same ones. The
             validation split has five alphabets, so its episodes have at most five ways.
         modes: with ``alphabets``: characters of an alphabet in an episode, which share shots and queries evenly.
+        within: ``alphabet``: all characters of an episode come from one alphabet, which is harder (Lake et al. 2015). Alphabets
+            with fewer characters than ways are left out, with a warning; a rotated alphabet is another one. None: from all.
+        split: ``vinyals``, or ``lake``: 20 alphabets for tests; see `class_split`.
         download: download missing archives (14 MiB).
         progress: reports downloading and packing; None: no progress.
+        warn: reports alphabets that are left out; None: no warnings.
     """
 
     name = "omniglot"
@@ -72,14 +76,21 @@ class Omniglot(PackedImages):
         size: Annotated[int, Ge(8)] = 28,
         classes: Literal["characters", "alphabets"] = "characters",
         modes: Annotated[int, Ge(1)] = 10,
+        within: Literal["alphabet"] | None = None,
+        split: OmniglotSplit = "vinyals",
         download: bool = True,
         progress: ProgressFactory | None = None,
+        warn: Callable[[str], object] | None = None,
     ) -> None:
         self.data_dir, self.cache_dir = Path(data_dir), Path(cache_dir)
         self.rotations, self.size, self.download, self.progress = rotations, size, download, progress
-        self.alphabets, self.modes = classes == "alphabets", modes
-        if self.alphabets and rotations == "episodes":
+        self.alphabets, self.modes, self.within, self.class_split = classes == "alphabets", modes, within, split
+        self.warn = warn or (lambda text: None)
+        if (self.alphabets or within) and rotations == "episodes":
             raise FslError("alphabets cannot be rotated by the episode", where="dataset.rotations", hint="use true or false")
+        if self.alphabets and within:
+            what = "is for classes=characters: with classes=alphabets an episode has several alphabets"
+            raise FslError(what, where="dataset.within", hint="leave out one of them")
 
     def split(self, name: SplitName) -> ClassImages:
         """The classes of one split, named ``<Alphabet>/characterNN`` (``@90`` when rotated); see `PackedImages.split`."""
@@ -96,30 +107,53 @@ class Omniglot(PackedImages):
         return len(np.unique(self.groups("train"))) if self.alphabets else super().classes()
 
     def groups(self, name: SplitName) -> np.ndarray:
-        """int64 ``[characters]``, the alphabet of each character of one split: 0, 1, ..."""
-        characters = [c for archive in MD5 for c, split in sorted(vinyals_split(archive).items()) if split == name]
-        groups = np.unique([character.split("/")[0] for character in characters], return_inverse=True)[1]
-        return np.tile(groups, 4) if self.rotations is True else groups
+        """int64 ``[characters]``, the alphabet of each character of one split: 0, 1, ... in the order of their names.
+
+        A rotated alphabet is the same one with ``classes=alphabets``, and another one with ``within=alphabet``.
+        """
+        groups = np.unique(self._alphabets(name), return_inverse=True)[1]
+        if self.rotations is not True:
+            return groups
+        return np.concatenate([groups + (turn * (groups.max() + 1) if self.within else 0) for turn in range(4)])
 
     def task_problems(self, tasks: Mapping[SplitName, Task]) -> list[FslError]:
         """The reasons why the tasks of the splits cannot be drawn; for each setting, that of the smallest split."""
-        if not self.alphabets:
+        if not self.alphabets and not self.within:
             return super().task_problems(tasks)
         found: dict[str | None, FslError] = {}
         for split, task in sorted(tasks.items(), key=lambda each: int(self.groups(each[0]).max())):
-            shape = self._grouped_task(split, task)
-            for problem in grouped_task_problems(self.counts(split), self.groups(split), self.modes, split, shape):
+            counts, groups = self.counts(split), self.groups(split)
+            for problem in (
+                within_group_problems(counts, groups, split, task)
+                if self.within
+                else grouped_task_problems(counts, groups, self.modes, split, self._grouped_task(split, task))
+            ):
                 found.setdefault(problem.where, problem)
         return list(found.values())
+
+    def _alphabets(self, name: SplitName) -> list[str]:
+        """The alphabet of each character of one split, without rotations."""
+        split_of = {archive: class_split(self.class_split, archive) for archive in MD5}
+        return [c.split("/")[0] for archive in MD5 for c, split in sorted(split_of[archive].items()) if split == name]
 
     def sampler(self, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> EpisodeSampler:
         """Episodes of a split, with the images on ``device``."""
         if self.rotations == "episodes":
             return RotatedSampler(self.split(split), split, task, seed, device)
+        if self.within:
+            self._say_what_is_left_out(split, task)
+            return WithinGroupSampler(self.split(split), self.groups(split), split, task, seed, device)
         if not self.alphabets:
             return super().sampler(split, task, seed, device)
         shape = self._grouped_task(split, task)
         return GroupedSampler(self.split(split), self.groups(split), self.modes, split, shape, seed, device)
+
+    def _say_what_is_left_out(self, split: SplitName, task: Task) -> None:
+        names, sizes = np.unique(self._alphabets(split), return_counts=True)
+        small = [f"{alphabet} ({size})" for alphabet, size in zip(names, sizes, strict=True) if size < task.ways]
+        if small and len(small) < len(names):
+            left = f"{len(small)} of {len(names)} alphabets of the {split} split are left out"
+            self.warn(f"dataset.within=alphabet: {left}, with fewer than {task.ways} characters: {', '.join(small)}")
 
     def _grouped_task(self, split: SplitName, task: Task) -> Task:
         return task.with_at_most(int(self.groups(split).max()) + 1) if split == "val" else task
@@ -128,7 +162,9 @@ class Omniglot(PackedImages):
         """The two archives; the number of classes is known without them."""
         found = [self._find(archive) for archive in MD5]
         repeats = 4 if self.rotations is True else 1
-        counts = {name: np.full(repeats * size, DRAWINGS) for name, size in Counter(vinyals_split().values()).items()}
+        counts = {
+            name: np.full(repeats * size, DRAWINGS) for name, size in Counter(class_split(self.class_split).values()).items()
+        }
         files = tuple(archive.path for archive in found if archive)
         if None in found:
             place = self.data_dir / "omniglot"
@@ -145,7 +181,7 @@ class Omniglot(PackedImages):
     @cached_property
     def _key(self) -> str:
         content = [archive.fingerprint() for archive in self._archives.values()]
-        return pack_key(content=content, size=self.size, filter="lanczos", split="vinyals")
+        return pack_key(content=content, size=self.size, filter="lanczos", split=self.class_split)
 
     @cached_property
     def _archives(self) -> dict[str, ImageFiles]:
@@ -173,7 +209,7 @@ class Omniglot(PackedImages):
 
     def examples(self) -> Iterator[Read]:
         """Every drawing, decoded and resized, or why it cannot be; without rotations."""
-        split_of = vinyals_split()
+        split_of = class_split(self.class_split)
         for character, drawings in self._drawings().items():
             for archive, name in drawings:
                 content: np.ndarray | str
@@ -193,7 +229,7 @@ class Omniglot(PackedImages):
 
     def _source(self) -> PackSource:
         drawings = self._drawings()
-        split_of = vinyals_split()
+        split_of = class_split(self.class_split)
         splits: dict[str, dict[str, ClassSource]] = {split: {} for split in SPLITS}
         for character, items in drawings.items():
             splits[split_of[character]][character] = from_items(items, self._drawing, self.image_shape)
@@ -201,25 +237,6 @@ class Omniglot(PackedImages):
 
     def _drawing(self, drawing: tuple[ImageFiles, str]) -> np.ndarray:
         return _ink(read_image(*drawing), self.size)[None]
-
-
-def vinyals_split(archive: str | None = None) -> dict[str, str]:
-    """The split of every character, ``{"Greek/character01": "train", ...}``: all 1,623, or those of one archive."""
-    text = (package_files("fsl_cli.datasets") / "omniglot_vinyals.txt").read_text(encoding="utf-8")
-    split = {}
-    for line in text.splitlines():
-        if line.startswith("#"):
-            continue
-        archive_name, alphabet, runs = line.split(" ", 2)
-        expanded = [name for count, name in re.findall(r"(\d+)(\w+)", runs) for _ in range(int(count))]
-        if archive in (None, archive_name):
-            split.update({f"{alphabet}/character{i:02d}": name for i, name in enumerate(expanded, start=1)})
-    return split
-
-
-def alphabets(archive: str) -> set[str]:
-    """The alphabets of one archive."""
-    return {character.split("/")[0] for character in vinyals_split(archive)}
 
 
 def checked_drawings(files: ImageFiles, archive: str) -> dict[str, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from fsl_cli.datasets.class_splits import LABEL, NAMES, SPLITS, column, split_name
@@ -12,7 +12,7 @@ from fsl_cli.datasets.image_files import readable
 from fsl_cli.datasets.pictures import EXTENSIONS
 from fsl_cli.errors import FslError
 
-FILE = ("file", "filename", "file_name", "path", "image", "image_path", "img_path")
+FILE = ("file", "filename", "file_name", "path", "image", "image_name", "image_path", "img_path")
 
 Classes = dict[str, list[Path]]  # the pictures of each class
 Splits = dict[str, Classes]  # the classes of each split; those of the split ``all`` are still to be split
@@ -32,8 +32,8 @@ def from_folders(root: Path) -> Splits:
         folders = {entry.name: Path(entry.path) for entry in _visible(root) if entry.is_dir()}
         by_split = {split: folders[name] for split, names in NAMES.items() for name in names if name in folders}
         if {"train", "test"} <= set(by_split):
-            return {split: _classes_in(folder) for split, folder in by_split.items()}
-        classes = _classes_in(root)
+            return {split: classes_in(folder) for split, folder in by_split.items()}
+        classes = classes_in(root)
     if not classes:
         what = "has no folder with pictures in it; each class is a folder with its pictures"
         raise FslError(what, where=str(root), hint=f"pictures end in {', '.join(sorted(EXTENSIONS))}")
@@ -45,7 +45,8 @@ def from_csv(path: Path, root: Path) -> Splits:
 
     Args:
         path: the file; or a folder with ``train.csv``, ``val.csv`` and ``test.csv``, as Ravi and Larochelle published theirs.
-        root: the folder of the pictures; their paths may also begin in its folder ``images``, or where the CSV file is.
+        root: the folder of the pictures; their paths may also begin in its folder ``images``, where the CSV file is, or in the
+            class's folder in one of these.
 
     Raises:
         FslError: a file cannot be read, lacks a column, or names a picture that is not there.
@@ -62,8 +63,10 @@ def from_csv(path: Path, root: Path) -> Splits:
     return {split: _grouped(row for row in rows if row[2] == split) for split in (*SPLITS, "all") if split in named}
 
 
-def _classes_in(folder: Path) -> Classes:
-    found = {entry.name: _pictures_in(Path(entry.path)) for entry in _visible(folder) if entry.is_dir()}
+def classes_in(folder: Path, only: Collection[str] | None = None) -> Classes:
+    """The pictures in each folder of ``folder``, or in those that are named; as in `from_folders`."""
+    chosen = [entry for entry in _visible(folder) if entry.is_dir() and (only is None or entry.name in only)]
+    found = {entry.name: _pictures_in(Path(entry.path)) for entry in chosen}
     return {name: pictures for name, pictures in sorted(found.items()) if pictures}
 
 
@@ -95,7 +98,8 @@ def _rows(path: Path, root: Path) -> list[tuple[Path, str, str]]:
         split = "split" if "split" in (reader.fieldnames or ()) else None
         for number, row in enumerate(reader, start=2):
             where = f"{path}, line {number}"
-            picture = next((place / row[name] for place in places if (place / row[name]).is_file()), None)
+            paths = [place / each for place in places for each in (row[name], f"{row[label]}/{row[name]}")]
+            picture = next((path for path in paths if path.is_file()), None)
             if picture is None:
                 raise FslError(f"there is no {row[name]!r}", where=where, hint=f"paths begin in {root}: set dataset.root")
             rows.append((picture, row[label], split_name(row[split], where) if split else "all"))

@@ -24,14 +24,14 @@ class Undecodable(Exception):
     """A file is not a picture that can be used; the message says why."""
 
 
-def picture(path: Path, size: int, channels: Literal[1, 3], fit: Fit = "crop") -> np.ndarray:
+def picture(file: Path | bytes, size: int, channels: Literal[1, 3], fit: Fit = "crop") -> np.ndarray:
     """Decode one file: uint8 ``[C, size, size]``.
 
     The rotation of a camera's EXIF entry is applied, transparency is shown on white, the upper 8 of 16 bits are taken, and
     of an animation or a file with several pages the first. Resizing is antialiased (Lanczos).
 
     Args:
-        path: the file.
+        file: its path, or its bytes.
         size: height and width in pixels.
         channels: 1: greyscale; 3: red, green, blue.
         fit: for pictures that are not square: ``crop`` keeps the centre square, ``pad`` adds black margins, ``stretch``
@@ -41,7 +41,8 @@ def picture(path: Path, size: int, channels: Literal[1, 3], fit: Fit = "crop") -
         Undecodable: it cannot be read, is damaged, has more than 100 million pixels, or none of the supported formats.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
+        data = file if isinstance(file, bytes) else file.read_bytes()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Undecodable(f"{image.width} x {image.height} pixels are too many")
             image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))  # JPEG: decodes fewer pixels
@@ -54,6 +55,11 @@ def picture(path: Path, size: int, channels: Literal[1, 3], fit: Fit = "crop") -
         raise Undecodable(f"not a picture ({', '.join(FORMATS)})") from problem
     except UNDECODABLE as problem:
         raise Undecodable(getattr(problem, "strerror", None) or str(problem) or type(problem).__name__) from problem
+
+
+def resized(pixels: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
+    """uint8 ``[3, size, size]`` from uint8 ``[H, W, 3]``, as `picture` resizes; pixels of that size are not changed."""
+    return _array(_fitted(Image.fromarray(np.ascontiguousarray(pixels)), size, fit))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from fsl_cli.datasets import omniglot
 from fsl_cli.datasets.omniglot import MD5, Omniglot, vinyals_split
+from fsl_cli.datasets.omniglot_splits import class_split
 from fsl_cli.episodes import Task
 from fsl_cli.episodes.class_images import ClassImages
 from fsl_cli.errors import FslError
@@ -162,6 +163,45 @@ def test_alphabets_as_classes(toy: Path, tmp_path: Path, rotations: bool) -> Non
     assert str(problem).startswith("task.shots, task.queries: 4 shots + 8 queries, but 4 classes of the val split")
     (problem,) = dataset.task_problems({"test": Task(14, 4, 4), "val": Task(14, 4, 4)})
     assert str(problem).startswith("task.ways: 14 ways, but the test split has 13 groups of classes")
+
+
+def test_the_split_of_lake_has_all_evaluation_alphabets_for_tests() -> None:
+    lake, vinyals = class_split("lake"), class_split("vinyals")
+    assert Counter(lake.values()) == {"train": 792, "val": 172, "test": 659}
+    assert {name for name, split in lake.items() if split == "test"} == set(class_split("lake", "images_evaluation"))
+    assert [name for name in lake if lake[name] == "val"] == [name for name in vinyals if vinyals[name] == "val"]
+
+
+@pytest.mark.parametrize("split", ["vinyals", "lake"])
+@pytest.mark.parametrize("rotations", [False, True])
+def test_episodes_within_alphabets(split: str, rotations: bool, toy: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    options = {"download": False, "size": SIDE, "rotations": rotations, "split": split}
+    dataset = Omniglot(toy, tmp_path / "cache", within="alphabet", warn=said.append, **options)
+    assert dataset.classes() == (1028 if split == "vinyals" else 792) * (4 if rotations else 1)
+    assert dataset.task_problems(dict.fromkeys(SPLITS, Task(20, 1, 1))) == []
+    for part in SPLITS:
+        names = np.array(dataset.split(part).names)
+        seen = set()
+        for drawn in dataset.sampler(part, Task(20, 1, 1), 0).indices(0, 400).classes:
+            (alphabet,) = {(name.split("/")[0], name.partition("@")[2]) for name in names[drawn]}  # a rotated one is another
+            assert len(set(drawn)) == 20
+            seen.add(alphabet[0])
+        small = {"train": 4, "val": 0, "test": 1 if split == "vinyals" else 0}[part]
+        assert len(seen) == len({name.split("/")[0] for name in names}) - small
+    assert ("Gurmukhi (4)" in said[-1]) == (split == "vinyals")
+    of = 33 if split == "vinyals" else 25
+    assert f"4 of {of} alphabets of the train split are left out, with fewer than 20 characters: Blackfoot" in said[0]
+
+
+def test_within_alphabets_needs_one_that_is_large_enough_and_other_classes(toy: Path, tmp_path: Path) -> None:
+    options = {"download": False, "size": SIDE}
+    dataset = Omniglot(toy, tmp_path / "cache", within="alphabet", **options)
+    (problem,) = dataset.task_problems({"test": Task(50, 1, 1)})
+    assert str(problem).startswith("task.ways: 50 ways, but no group of classes of the test split has more than 47")
+    for wrong, where in (({"classes": "alphabets"}, "dataset.within"), ({"rotations": "episodes"}, "dataset.rotations")):
+        with pytest.raises(FslError, match=where):
+            Omniglot(toy, tmp_path / "cache", within="alphabet", **options, **wrong)
 
 
 def test_each_episode_rotated_by_one_angle(toy: Path, tmp_path: Path) -> None:
