@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsl_cli.episodes.episodes import Episodes
 from fsl_cli.episodes.sampler import Sampler
+from fsl_cli.episodes.uneven_sampler import batches, order
 from fsl_cli.errors import FslError
 
 _EXAMPLES = 1000  # are looked at, in 4 to 64 episodes
@@ -30,7 +31,8 @@ def check_signal(sampler: Sampler, split: str, warn: Callable[[str], None]) -> N
     (first,) = (_examples(each) for each in sampler.batch(0, 1).split(1))
     count = min(max(_EXAMPLES // len(first[0]), 4), 64)
     blank = seen = 0
-    for episode in sampler.batch(0, count).split(1):
+    drawn = batches(sampler, order(sampler, 0, count))
+    for episode in (each for episodes in drawn for each in episodes.split(1)):
         x, y = _examples(episode)
         if not (x.isfinite().all() and y.isfinite().all()):
             raise FslError(f"the {split} split has examples that are not finite numbers", where="dataset", hint=hint)
