@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fsl_cli.datasets.pickle_sizes import check_sizes
 from fsl_cli.errors import FslError, first_line
 
 # What arrays, dictionaries and lists of numbers and texts need; a pickle may name any function, and calls it when read.
@@ -27,7 +28,14 @@ class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"names {module}.{name}, which a file of arrays does not need")
-        return super().find_class(module, name)
+        return _latin1 if name == "encode" else super().find_class(module, name)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """All that pickles of arrays need of ``codecs.encode``, which would run any codec."""
+    if encoding.replace("-", "") != "latin1":
+        raise pickle.UnpicklingError(f"encodes as {encoding}, which a file of arrays does not need")
+    return text.encode("latin1")
 
 
 def load_arrays(file: BinaryIO, path: Path) -> Any:
@@ -38,19 +46,14 @@ def load_arrays(file: BinaryIO, path: Path) -> Any:
         path: its name, for messages.
 
     Raises:
-        FslError: it is damaged, or needs anything but arrays, containers, numbers and texts.
+        FslError: it is damaged, needs anything but arrays, containers, numbers and texts, or announces more than it holds.
     """
     try:
+        check_sizes(file)
         return _Arrays(file, encoding="latin1").load()
     except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        IndexError,
-        KeyError,
+        *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, ImportError, IndexError, KeyError),
+        *(MemoryError, OverflowError, RecursionError),
     ) as problem:
         hint = "it is not read further, since a pickle can run code; put the original file there"
         raise FslError(f"not a pickle of arrays: {first_line(problem)}", where=str(path), hint=hint) from problem

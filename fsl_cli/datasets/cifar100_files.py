@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from fsl_cli.errors import FslError
 
 PYTHON = "cifar-100-python"
 MEMBERS = ("train", "test", "meta")
+MOST_BYTES = 1 << 28  # of a file in the archive; the largest has 155 MB
 ZIPS = ("cifar100.zip", "cifar-fs.zip", "cifar_fs.zip", "CIFAR-FS.zip")
 FOLDERS = ("cifar100/data", "cifar_fs/data", "data")
 
@@ -129,9 +131,26 @@ class Pickles:
                 return load_arrays(file, self.path / member)
         try:
             with readable(self.path), tarfile.open(self.path) as archive:
-                packed = archive.extractfile(f"{PYTHON}/{member}")  # reads it; nothing is unpacked
-                data = packed.read() if packed else b""
-        except (KeyError, tarfile.TarError, EOFError, zlib.error) as problem:
+                data = _member(archive, f"{PYTHON}/{member}")
+        except (KeyError, ValueError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as problem:
             hint = "remove it to have it downloaded, or put the original there"
             raise FslError(f"not a whole {PYTHON}.tar.gz: {problem}", where=str(self.path), hint=hint) from problem
         return load_arrays(io.BytesIO(data), self.path / member)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    """The bytes of a file in an archive, of which nothing is unpacked to disk.
+
+    Raises:
+        ValueError: it is a link or the like, or something in the archive is larger than CIFAR-100.
+        KeyError: there is no such file.
+    """
+    for each in archive:
+        if each.size > MOST_BYTES:
+            raise ValueError(f"{each.name} has more than {MOST_BYTES >> 20} MB")
+        if each.name == name:
+            packed = archive.extractfile(each) if each.isreg() else None
+            if packed is None:
+                raise ValueError(f"{name} is no file")
+            return packed.read()
+    raise KeyError(f"there is no {name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from fsl_cli.datasets.csv_files import read_csv
 from fsl_cli.datasets.image_files import readable
-from fsl_cli.errors import FslError, close_match
+from fsl_cli.errors import FslError, close_match, first_line
 
 SPLITS = ("train", "val", "test")
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -81,18 +81,19 @@ def _splits_of_folder(path: Path) -> Iterator[tuple[str, str, str]]:
     """Class, split, and where it stands."""
     for split, names in NAMES.items():
         for file in [path / f"{name}.txt" for name in names if (path / f"{name}.txt").is_file()]:
-            with readable(file):
-                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            try:
+                with readable(file):
+                    lines = file.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise FslError(f"is not a text file: {first_line(error)}", where=str(file), hint="use UTF-8") from error
             yield from ((line.strip(), split, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _splits_of_csv(path: Path) -> Iterator[tuple[str, str, str]]:
-    with readable(path), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        label, split = column(reader.fieldnames, LABEL, path), column(reader.fieldnames, ("split",), path)
-        for number, row in enumerate(reader, start=2):
-            where = f"{path}, line {number}"
-            yield row[label], split_name(row[split], where), where
+    columns, rows = read_csv(path)
+    label, split = column(columns, LABEL, path), column(columns, ("split",), path)
+    for where, row in rows:
+        yield row[label], split_name(row[split], where), where
 
 
 def column(columns: Sequence[str] | None, accepted: Sequence[str], path: Path) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 
 from fsl_cli.datasets.feature_parquet import features_from_parquet
 from fsl_cli.datasets.feature_table import FEATURES, LABELS, FeatureTable, named
-from fsl_cli.datasets.image_files import readable
+from fsl_cli.datasets.image_files import BAD_ZIP, readable
 from fsl_cli.errors import FslError, first_line
 
+_MOST_UNPACKED, _RATIO = 1 << 28, 200  # bytes of an array that may be packed any tighter; then unpacked to packed size
 MISSING = ("", "na", "nan", "null", "none", "?")
 
 
@@ -78,18 +79,29 @@ def _array(path: Path) -> np.ndarray:
     try:
         with readable(path):
             found = np.load(path, allow_pickle=False)  # a pickle can run code
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, MemoryError, OverflowError) as error:
         raise FslError(f"cannot be read: {first_line(error)}", where=str(path), hint="numpy.save(FILE, x)") from error
     if not isinstance(found, np.ndarray):
         raise FslError("is no array: it is a .npz file of another name", where=str(path), hint="call it .npz")
     return found
 
 
+def _check_unpacked(path: Path) -> None:
+    """Raise ValueError for a file that unpacks to far more than arrays do: a megabyte can hold a gigabyte of zeros."""
+    with readable(path), zipfile.ZipFile(path) as file:
+        for each in file.infolist():
+            if each.file_size > max(_MOST_UNPACKED, _RATIO * each.compress_size):
+                raise ValueError(f"{each.filename} unpacks to {each.file_size:,} bytes, {_RATIO} times its size and more")
+
+
 def _from_npz(path: Path, label: str | None) -> FeatureTable:
     try:
+        _check_unpacked(path)
         with readable(path), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+            if other := [name for name, each in arrays.items() if not isinstance(each, np.ndarray)]:
+                raise ValueError(f"{other[0]} is no array")
+    except (*BAD_ZIP, MemoryError) as error:
         hint = "save numbers and texts: numpy.savez(FILE, x=..., y=...)"
         raise FslError(f"cannot be read: {first_line(error)}", where=str(path), hint=hint) from error
     label = label or named(path, list(arrays), LABELS, "array of labels")

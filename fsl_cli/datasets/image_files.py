@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from PIL import Image
 
+from fsl_cli.datasets.file_tree import files_in
 from fsl_cli.errors import FslError
 
-BAD_ZIP = (EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What zipfile raises for damaged and for made-up files.
+BAD_ZIP = (
+    *(EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(ValueError, OverflowError),
+)
+MOST_BYTES = 1 << 26  # of one image in an archive, unpacked; a few kilobytes can unpack to any number of bytes
+MOST_SIDE = 4096  # pixels; those of the data sets that are read here have at most 105
 UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)  # SyntaxError: a corrupt PNG
 
 
@@ -40,7 +48,7 @@ class ZipImages:
     """The images in a zip file. Backslashes in its names, which some programs for Windows write, separate folders too.
 
     Raises:
-        FslError: the file is not a readable zip file.
+        FslError: the file is not a readable zip file, or a path in it leads out of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,14 +63,18 @@ class ZipImages:
                 hint="it may have been cut short when it was copied: remove it, or put a whole one there",
             ) from problem
         self._written = {name.replace("\\", "/"): name for name in self._zip.namelist()}
+        for name in self._written:
+            if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
+                raise FslError(f"has a path that leads out of it: {name}", where=str(path), hint="put the original there")
 
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(name for name in self._written if is_image(name))
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file."""
-        return self._zip.read(self._written[name])
+        """The bytes of one file. Raises ValueError if they are too many."""
+        with self._zip.open(self._written[name]) as file:  # its announced size may be a lie
+            return _bounded(file)
 
     def fingerprint(self) -> str:
         """SHA-256 of the zip file."""
@@ -82,17 +94,18 @@ class FolderImages:
     def names(self) -> list[str]:
         """All names, sorted."""
         with readable(self.path):
-            return sorted(name for name, _ in _walk(self.path, "") if is_image(name))
+            return sorted(name for name, _ in files_in(self.path) if is_image(name))
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file."""
-        return (self.path / name).read_bytes()
+        """The bytes of one file. Raises ValueError if they are too many."""
+        with (self.path / name).open("rb") as file:
+            return _bounded(file)
 
     def fingerprint(self) -> str:
         """SHA-256 of every image's name, size and modification time, since reading 32,460 files would take seconds."""
         digest = hashlib.sha256()
         with readable(self.path):
-            for name, entry in sorted(_walk(self.path, ""), key=itemgetter(0)):
+            for name, entry in sorted(files_in(self.path), key=itemgetter(0)):
                 if is_image(name):
                     status = entry.stat()
                     digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -110,6 +123,13 @@ def readable(path: Path) -> Iterator[None]:
             where=str(problem.filename or path),
             hint="check its permissions, or set data_dir or FSL_DATA_DIR to another folder",
         ) from problem
+
+
+def _bounded(file: IO[bytes]) -> bytes:
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES >> 20} MB")
+    return data
 
 
 def is_image(name: str) -> bool:
@@ -130,18 +150,11 @@ def read_image(files: ImageFiles, name: str) -> Image.Image:
     except (OSError, *BAD_ZIP) as problem:
         raise FslError(f"{name} cannot be read ({problem})", where=str(files.path), hint=hint) from problem
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        if max(image.size) > MOST_SIDE:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
         image.load()
         return image
     except UNDECODABLE as problem:
         detail = "not an image" if isinstance(problem, Image.UnidentifiedImageError) else str(problem)
         raise FslError(f"{name} cannot be decoded ({detail})", where=str(files.path), hint=hint) from problem
-
-
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
-            else:
-                yield prefix + entry.name, entry

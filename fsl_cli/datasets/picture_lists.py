@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from fsl_cli.datasets.class_splits import LABEL, NAMES, SPLITS, column, split_name
+from fsl_cli.datasets.csv_files import read_csv
+from fsl_cli.datasets.file_tree import files_in, visible
 from fsl_cli.datasets.image_files import readable
 from fsl_cli.datasets.pictures import EXTENSIONS
 from fsl_cli.errors import FslError
@@ -29,7 +30,7 @@ def from_folders(root: Path) -> Splits:
     """
     _must_be_folder(root)
     with readable(root):
-        folders = {entry.name: Path(entry.path) for entry in _visible(root) if entry.is_dir()}
+        folders = {entry.name: Path(entry.path) for entry in visible(root) if entry.is_dir()}
         by_split = {split: folders[name] for split, names in NAMES.items() for name in names if name in folders}
         if {"train", "test"} <= set(by_split):
             return {split: classes_in(folder) for split, folder in by_split.items()}
@@ -65,45 +66,49 @@ def from_csv(path: Path, root: Path) -> Splits:
 
 def classes_in(folder: Path, only: Collection[str] | None = None) -> Classes:
     """The pictures in each folder of ``folder``, or in those that are named; as in `from_folders`."""
-    chosen = [entry for entry in _visible(folder) if entry.is_dir() and (only is None or entry.name in only)]
-    found = {entry.name: _pictures_in(Path(entry.path)) for entry in chosen}
+    chosen = [entry for entry in visible(folder) if entry.is_dir() and (only is None or entry.name in only)]
+    found = {_text(entry.name): _pictures_in(Path(entry.path)) for entry in chosen}
     return {name: pictures for name, pictures in sorted(found.items()) if pictures}
 
 
-def _pictures_in(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
-    real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that contains it
-        return []
-    found: list[Path] = []
-    for entry in sorted(_visible(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            found += _pictures_in(Path(entry.path), above | {real})
-        elif Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
-            found.append(Path(entry.path))
-    return found
-
-
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+def _pictures_in(folder: Path) -> list[Path]:
+    return [Path(entry.path) for name, entry in files_in(folder) if Path(name).suffix.lower() in EXTENSIONS]
 
 
 def _rows(path: Path, root: Path) -> list[tuple[Path, str, str]]:
     """File, label and split of each row."""
     places = (root, root / "images", path.parent, path.parent / "images")
     rows: list[tuple[Path, str, str]] = []
-    with readable(path), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        name, label = column(reader.fieldnames, FILE, path), column(reader.fieldnames, LABEL, path)
-        split = "split" if "split" in (reader.fieldnames or ()) else None
-        for number, row in enumerate(reader, start=2):
-            where = f"{path}, line {number}"
-            paths = [place / each for place in places for each in (row[name], f"{row[label]}/{row[name]}")]
-            picture = next((path for path in paths if path.is_file()), None)
-            if picture is None:
-                raise FslError(f"there is no {row[name]!r}", where=where, hint=f"paths begin in {root}: set dataset.root")
-            rows.append((picture, row[label], split_name(row[split], where) if split else "all"))
+    columns, content = read_csv(path)
+    name, label = column(columns, FILE, path), column(columns, LABEL, path)
+    split = "split" if "split" in columns else None
+    for where, row in content:
+        paths = [place / each for place in places for each in (row[name], f"{row[label]}/{row[name]}")]
+        picture = next((each for each in paths if _is_file(each)), None)
+        if picture is None:
+            raise FslError(f"there is no {row[name]!r}", where=where, hint=f"paths begin in {root}: set dataset.root")
+        if not any(_leads_into(place, picture) for place in (root, path.parent)):
+            hint = "a path may not leave the folder: set dataset.root to one that holds all pictures"
+            raise FslError(f"{row[name]!r} is outside of {root}", where=where, hint=hint)
+        rows.append((picture, row[label], split_name(row[split], where) if split else "all"))
     return rows
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _leads_into(folder: Path, path: Path) -> bool:
+    """Whether a path stays in a folder as it is written; where links in the folder lead is up to its owner."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _text(name: str) -> str:
+    r"""The name of a class, with bytes that are no UTF-8 as ``\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _grouped(rows: Iterable[tuple[Path, str, str]]) -> Classes:

@@ -41,8 +41,7 @@ def picture(file: Path | bytes, size: int, channels: Literal[1, 3], fit: Fit = "
         Undecodable: it cannot be read, is damaged, has more than 100 million pixels, or none of the supported formats.
     """
     try:
-        data = file if isinstance(file, bytes) else file.read_bytes()
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Undecodable(f"{image.width} x {image.height} pixels are too many")
             image.draft("RGB" if channels == 3 else "L", (2 * size, 2 * size))  # JPEG: decodes fewer pixels
