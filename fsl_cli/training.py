@@ -329,6 +329,11 @@ def rate_factor(settings: TrainSettings, seconds: Callable[[], float] = lambda: 
     if settings.schedule == "step":
         if settings.step_at is not None:
             drops = sorted(settings.step_at)
-            return lambda iteration: settings.step_factor ** bisect.bisect_right(drops, iteration)
-        return lambda iteration: settings.step_factor ** (iteration // settings.step_every)
+            return lambda iteration: _product(settings.step_factor, bisect.bisect_right(drops, iteration))
+        return lambda iteration: _product(settings.step_factor, iteration // settings.step_every)
     return lambda iteration: 1.0
+
+
+def _product(factor: float | list[float], drops: int) -> float:
+    """The product of the factors of the first ``drops`` drops, which are all the same or a list."""
+    return math.prod(factor[:drops]) if isinstance(factor, list) else factor**drops

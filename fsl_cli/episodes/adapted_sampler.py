@@ -64,10 +64,14 @@ class AdaptedSampler:
     Args:
         sampler: draws episodes of pictures.
         adaptation: of every picture.
+
+    Attributes:
+        prepare: applied to the adapted pictures ``[B, C, H, W]``; None: nothing.
     """
 
     def __init__(self, sampler: Sampler, adaptation: PixelAdaptation) -> None:
         self.adaptation, self.task, self.problem = adaptation, sampler.task, sampler.problem
+        self.prepare: Callable[[Tensor], Tensor] | None = None
         self._sampler = sampler
 
     def batch(self, first: int, count: int) -> Episodes:
@@ -80,8 +84,12 @@ class AdaptedSampler:
         return hashlib.sha256(f"{self._sampler.digest(count)} {self.adaptation}".encode()).hexdigest()
 
     def _adapted(self, examples: Examples) -> Examples:
-        pixels = self.adaptation(examples.x.flatten(0, 1))
+        pixels = self._prepared(examples.x.flatten(0, 1))
         return replace(examples, x=pixels.view(*examples.x.shape[:2], *pixels.shape[1:]))
+
+    def _prepared(self, pixels: Tensor) -> Tensor:
+        adapted = self.adaptation(pixels)
+        return adapted if self.prepare is None else self.prepare(adapted)
 
 
 class AdaptedEpisodeSampler(AdaptedSampler):
@@ -100,7 +108,7 @@ class AdaptedEpisodeSampler(AdaptedSampler):
 
     def images(self, rows: Tensor) -> Tensor:
         """As `EpisodeSampler.images`, adapted."""
-        return self.adaptation(self._sampler.images(rows))
+        return self._prepared(self._sampler.images(rows))
 
     def batch_of(self, inputs: Callable[[Tensor], Tensor], first: int, count: int) -> Episodes:
         """As `EpisodeSampler.batch_of`."""

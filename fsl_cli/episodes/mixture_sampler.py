@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +43,10 @@ class MixtureSampler:
         self._ends = np.cumsum(weights) / np.sum(weights)
         entropy = [seed, zlib.crc32(split.encode()), zlib.crc32(b"mixture")]
         self._key = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+    def change_samplers(self, change: Callable[[Sampler], Sampler]) -> None:
+        """Replace the sampler of each set by what ``change`` makes of it, which must have the same episodes."""
+        self._samplers = [change(each) for each in self._samplers]
 
     def set_of(self, first: int, count: int) -> np.ndarray:
         """Number of the set of episodes ``first .. first+count-1``: int64 ``[count]``."""

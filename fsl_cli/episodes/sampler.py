@@ -96,6 +96,9 @@ class EpisodeSampler:
         device: device of the episodes. All images are copied to it once if they fit into half of its free memory; otherwise
             those of each batch are.
 
+    Attributes:
+        prepare: applied to the images ``[B, C, H, W]`` after they are scaled to 0..1; None: nothing.
+
     Raises:
         Problems: the split has fewer classes than ways, or a class has fewer images than shots + queries.
     """
@@ -110,6 +113,7 @@ class EpisodeSampler:
         self._images = source.images.to(self.device) if fits else source.images
         self._entropy = [seed, zlib.crc32(split.encode())]
         self._key = np.random.SeedSequence(self._entropy).generate_state(2, np.uint64)
+        self.prepare: Callable[[Tensor], Tensor] | None = None
 
     def of_shape(self, task: Task) -> EpisodeSampler:
         """A sampler of the same images for a task of another shape, with random numbers of its own."""
@@ -180,7 +184,8 @@ class EpisodeSampler:
             rows: int64 ``[B]`` on any device.
         """
         found = self.source.gather(rows, self._images).to(self.device)
-        return found.float().div_(255) if found.dtype == torch.uint8 else found
+        scaled = found.float().div_(255) if found.dtype == torch.uint8 else found
+        return scaled if self.prepare is None else self.prepare(scaled)
 
     def labels(self, count: int) -> tuple[Tensor, Tensor]:
         """Labels of ``count`` episodes, the same in each: int64 ``[count, N*K]`` for support, ``[count, N*Q]`` for queries."""

@@ -13,6 +13,7 @@ from fsl_cli.results.files import read_json
 from fsl_cli.statistics.intervals import MeanInterval
 from fsl_cli.statistics.scores import ACCURACY, LOSS, Score
 
+_APART = ("headline", "scores", "curves", "sets", "normalization", "folder")  # fields that are written in another form, or not
 VERSION = 2  # of the format; files of fsl 0.1.0 have no version, which is 1
 
 
@@ -53,6 +54,7 @@ class Results:
         adaptations: how pictures were given other channels or another size, by the name of their data set.
         episodes_seed: of the test episodes.
         episodes_digest: a hash of the test episodes.
+        normalization: mean and standard deviation by which each channel of the images was normalised; None: they were not.
         folder: the run folder that they were written to or read from; None: neither.
     """
 
@@ -74,6 +76,7 @@ class Results:
     sets: dict[str, dict[str, MeanInterval]] = field(default_factory=dict)
     trained_on: str | None = None
     adaptations: dict[str, str] = field(default_factory=dict)
+    normalization: dict[str, list[float]] | None = None
     folder: Path | None = field(default=None, compare=False)
 
     @property
@@ -106,8 +109,7 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``results.json``; of classification, ``accuracy`` and ``loss`` stand at the top too."""
-        apart = ("headline", "scores", "curves", "sets", "folder")
-        content = {key: value for key, value in asdict(self).items() if key not in apart}
+        content = {key: value for key, value in asdict(self).items() if key not in _APART}
         content = {key: value for key, value in content.items() if value or key not in ("trained_on", "adaptations")}
         digest = {key: content.pop(key) for key in ("episodes_seed", "episodes_digest")}
         scores = {name: score.as_dict() for name, score in self.scores.items()}
@@ -123,6 +125,7 @@ class Results:
             **(scores if self.headline == ACCURACY else {}),
             **({"curves": curves} if curves else {}),
             **({"sets": _nested(self.sets)} if self.sets else {}),
+            **({"normalization": self.normalization} if self.normalization else {}),
             **digest,
         }
 
@@ -160,6 +163,7 @@ class Results:
             },
             trained_on=content.get("trained_on"),
             adaptations=dict(content.get("adaptations", {})),
+            normalization=content.get("normalization"),
         )
 
 

@@ -42,7 +42,11 @@ def draw_validation_episode(parts: Parts, sampler: Sampler, seed: int, path: Pat
 
 def _draw_classes(parts: Parts, episodes: Episodes, path: Path) -> None:
     predicted = parts.algorithm.predict(episodes)[0].argmax(-1)
-    support, query = ((each.x[0], each.y[0]) for each in (episodes.support, episodes.query))
+    normalization = parts.normalization
+    support, query = (
+        (normalization.undone(each.x[0]).clamp(0, 1) if normalization else each.x[0], each.y[0])
+        for each in (episodes.support, episodes.query)
+    )
     draw_episode(support, query, predicted, episodes.ways, path)
 
 

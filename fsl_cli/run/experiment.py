@@ -13,7 +13,8 @@ from fsl_cli.compute import processes
 from fsl_cli.compute.signals import held_back
 from fsl_cli.datasets.dataset import SplitName
 from fsl_cli.episodes.signal import check_signal
-from fsl_cli.errors import FslError
+from fsl_cli.episodes.training_augmentation import augment_problems
+from fsl_cli.errors import FslError, raise_all
 from fsl_cli.evaluation import evaluate, values_of_sets
 from fsl_cli.results import checkpoint
 from fsl_cli.results.results import Results
@@ -50,11 +51,14 @@ class Experiment:
         self.processes = processes.current()
         self.start = self.processes.from_first(lambda: resume_point(self.settings.resume, self.config, self.folder))
         splits: tuple[SplitName, ...] = ("train", "val", "test") if self.settings.eval.episodes else ("train", "val")
-        self.parts = assemble(self.settings, trained_ways=largest(self.settings.task.ways), splits=splits)
+        saved = checkpoint.load(self.start) if self.start else None
+        self.parts = assemble(self.settings, trained_ways=largest(self.settings.task.ways), splits=splits, saved=saved)
+        augment, algorithm = self.settings.train.augment, self.parts.algorithm
+        raise_all(augment_problems(augment, self.parts.dataset.example_shape, algorithm.labels_classes))
         self.training = Training(
-            self.parts.algorithm,
-            build_optimizer(self.settings.train.optimizer, list(self.parts.algorithm.parameters())),
-            self.parts.sampler("train", self.settings.seed),
+            algorithm,
+            build_optimizer(self.settings.train.optimizer, list(algorithm.parameters())),
+            self.parts.sampler("train", self.settings.seed, augment),
             self.settings.train,
             self.parts.hardware,
         )
@@ -63,8 +67,8 @@ class Experiment:
         check_signal(self.validation, "val", console.warn)
         self.headline = self.parts.problem.headline
         self.wandb_id: str | None = None
-        if self.start is not None:
-            self._restore(self.start)
+        if self.start is not None and saved is not None:
+            self._restore(self.start, saved)
 
     def run(self) -> Results | None:
         """Train, test the chosen checkpoint and write everything.
@@ -111,6 +115,7 @@ class Experiment:
     def _header(self, trackers: Trackers) -> None:
         console.say(lines.header(self.settings, self.parts), style="bold")
         lines.say_data(self.parts)
+        lines.say_normalization(self.parts)
         console.say(f"folder  {self.folder.path}")
         console.say(f"W&B     {trackers.where}")
         if self.parts.hardware.compile:
@@ -155,7 +160,7 @@ class Experiment:
     def _save(self, best: bool) -> None:
         payload = self._payload()
         if best:
-            kept = ("algo", "config", "progress", "example_shape")
+            kept = ("algo", "config", "progress", "example_shape", "normalization")
             checkpoint.save(self.folder.best, {name: payload[name] for name in kept}, self.folder.write)
         checkpoint.save(self.folder.last, payload, self.folder.write)
         progress = self.training.progress
@@ -164,11 +169,16 @@ class Experiment:
             console.say(f"saved {progress.iteration}/{self.settings.train.iterations}  {self.folder.last}")
 
     def _payload(self) -> dict[str, Any]:
-        shape = list(self.parts.dataset.example_shape)
-        return {**self.training.state_dict(), "config": dict(self.config), "example_shape": shape, "wandb_id": self.wandb_id}
+        normalization = self.parts.normalization
+        return {
+            **self.training.state_dict(),
+            "config": dict(self.config),
+            "example_shape": list(self.parts.dataset.example_shape),
+            "normalization": normalization.as_dict() if normalization else None,
+            "wandb_id": self.wandb_id,
+        }
 
-    def _restore(self, path: Path) -> None:
-        payload = checkpoint.load(path)
+    def _restore(self, path: Path, payload: Mapping[str, Any]) -> None:
         checkpoint.check_same_configuration(completed(payload["config"]), completed(self.config), path)
         checkpoint.load_weights(self.parts.algorithm, payload, path)
         if "optimizer" not in payload:

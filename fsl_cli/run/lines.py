@@ -43,6 +43,12 @@ def say_data(parts: Parts) -> None:
         console.say(f"adapted {name}: {text}")
 
 
+def say_normalization(parts: Parts) -> None:
+    """Print the numbers by which images are normalised, if they are."""
+    if parts.normalization:
+        console.say(f"images  normalised by the {parts.normalization}")
+
+
 def training_numbers(headline: Score, values: Mapping[str, float]) -> str:
     """The latest numbers of a training, for its progress line."""
     score = headline.text(values[f"train/{headline.name}"], digits=1 if headline.unit == "%" else 3)

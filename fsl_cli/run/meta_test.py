@@ -65,6 +65,7 @@ def compute(settings: ModelSettings, parts: Parts, checkpoint_name: str, iterati
             name: [CurvePoint(at, t_interval(column)) for at, column in zip(points[name], values.T, strict=True)]
             for name, values in scores.curves.items()
         },
+        normalization=parts.normalization.as_dict() if parts.normalization else None,
         episodes_seed=settings.eval.seed,
         episodes_digest=sampler.digest(count),
         sets={

@@ -71,7 +71,7 @@ class Model:
 
         Args:
             support_x: ``[S, ...]``, examples of the shape the run was trained with: images ``[S, C, H, W]``, uint8 0..255 or
-                float 0..1, or numbers.
+                float 0..1, or numbers. Where the run normalises images, these are normalised too.
             support_y: S labels of any kind, two or more different ones; of regression, numbers ``[S]`` or ``[S, O]``.
             query_x: ``[B, ...]``.
 
@@ -98,6 +98,8 @@ class Model:
     def episodes(self, split: SplitName = "test", count: int = 1, first: int = 0) -> Episodes:
         """Episodes of a split of the run's data set: those that training, validation and test draw, in their order.
 
+        Their images are neither normalised, which `predict` does, nor augmented.
+
         Args:
             split: ``train``, ``val`` or ``test``.
             count: how many.
@@ -108,7 +110,7 @@ class Model:
         """
         settings = self._trained.settings
         seed = settings.seed if split == "train" else settings.eval.seed
-        return self._parts.sampler(split, seed).batch(first, count)
+        return self._parts.raw_sampler(split, seed).batch(first, count)
 
     def _outputs(self, episodes: Episodes) -> np.ndarray:
         (episode,) = portions(self.algorithm, episodes, 1)
@@ -132,7 +134,8 @@ class Model:
         scaled = given.float() / 255 if given.dtype == torch.uint8 else given.float()
         if not bool(scaled.isfinite().all()):
             raise FslError("has values that are not finite", where=where)
-        return scaled.to(self._parts.hardware.device)
+        normalization = self._parts.normalization
+        return (normalization(scaled) if normalization else scaled).to(self._parts.hardware.device)
 
     def _check(self, classes: Sequence[Any], counts: dict[Any, int], queries: int) -> None:
         if len(classes) < 2:

@@ -15,11 +15,14 @@ from fsl_cli.compute import hardware
 from fsl_cli.datasets.adapted import adapted_to
 from fsl_cli.datasets.dataset import Dataset, SplitName
 from fsl_cli.episodes import Problem, Task
+from fsl_cli.episodes.normalization import Normalization, NormalizedSampler, normalized
 from fsl_cli.episodes.sampler import Sampler
+from fsl_cli.episodes.training_augmentation import NONE, AugmentedSampler
 from fsl_cli.episodes.uneven_sampler import UnevenSampler
 from fsl_cli.errors import FslError, first_line, raise_all
+from fsl_cli.run.normalizing import normalization_of, saved_normalization
 from fsl_cli.settings import build
-from fsl_cli.settings.schema import DataSettings, ModelSettings
+from fsl_cli.settings.schema import AugmentSettings, DataSettings, ModelSettings
 from fsl_cli.show.console import progress, warn
 
 
@@ -34,6 +37,7 @@ class Parts:
         task: shape of the tested episodes.
         train_task: shape of the training episodes.
         trained_on: name of the data set of the training, in a test on another one; otherwise None.
+        normalization: of the images; None: pixels in 0..1 as they are, or the examples are no images.
     """
 
     dataset: Dataset
@@ -42,6 +46,7 @@ class Parts:
     task: Task
     train_task: Task
     trained_on: str | None = None
+    normalization: Normalization | None = None
 
     @property
     def parameters(self) -> int:
@@ -53,10 +58,17 @@ class Parts:
         """What the tested episodes ask to be predicted."""
         return self.dataset.problem(self.task)
 
-    def sampler(self, split: SplitName, seed: int) -> Sampler:
-        """Episodes of a split: of the training shape for ``train``, of the tested shape otherwise."""
+    def sampler(self, split: SplitName, seed: int, augment: AugmentSettings = AugmentSettings()) -> Sampler:  # noqa: B008
+        """Episodes of a split as the algorithm sees them: with random changes, where there are any, and normalised."""
+        if augment == NONE:
+            return self.raw_sampler(split, seed, self.normalization)
+        drawn = AugmentedSampler(self.raw_sampler(split, seed), augment)
+        return NormalizedSampler(drawn, self.normalization) if self.normalization else drawn
+
+    def raw_sampler(self, split: SplitName, seed: int, normalization: Normalization | None = None) -> Sampler:
+        """Episodes of a split as they are: of the training shape for ``train``, of the tested shape otherwise."""
         task = self.train_task if split == "train" else self.task
-        return sampler_of(self.dataset, split, task, seed, self.hardware.device)
+        return sampler_of(self.dataset, split, task, seed, self.hardware.device, normalization)
 
 
 def assemble(
@@ -66,6 +78,7 @@ def assemble(
     splits: tuple[SplitName, ...],
     trained_shape: tuple[int, ...] | None = None,
     trained_on: str | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> Parts:
     """Build everything, from the same random state every time.
 
@@ -76,6 +89,7 @@ def assemble(
         trained_shape: of the examples that the algorithm was trained on, to which those of the data set are adapted; None:
             they are used as they are.
         trained_on: see `Parts`.
+        saved: the checkpoint of a trained run, whose images are normalised as in its training, whatever the data set is now.
 
     Raises:
         FslError: whatever the data, the device or the network objects to.
@@ -121,7 +135,8 @@ def assemble(
     if chosen.task_chunk == "auto":
         examples = max(each.most_examples for each in (train_task, task))
         used.task_chunk = hardware.automatic_chunk(used.device, examples * math.prod(shape))
-    return Parts(dataset, algorithm, used, task, train_task, trained_on)
+    normalization = normalization_of(settings.dataset, dataset) if saved is None else saved_normalization(saved, shape)
+    return Parts(dataset, algorithm, used, task, train_task, trained_on, normalization)
 
 
 def _most_ways(dataset: Dataset) -> int | None:
@@ -140,13 +155,20 @@ def build_dataset(settings: DataSettings) -> Dataset:
     return dataset
 
 
-def sampler_of(dataset: Dataset, split: SplitName, task: Task, seed: int, device: torch.device | str = "cpu") -> Sampler:
-    """Episodes of a split, whose sizes may be drawn.
+def sampler_of(
+    dataset: Dataset,
+    split: SplitName,
+    task: Task,
+    seed: int,
+    device: torch.device | str = "cpu",
+    normalization: Normalization | None = None,
+) -> Sampler:
+    """Episodes of a split, whose sizes may be drawn, with images normalised unless ``normalization`` is None.
 
     Raises:
         FslError: the data set cannot draw them.
     """
-    even = dataset.sampler(split, task.smallest, seed, device)
+    even = normalized(dataset.sampler(split, task.smallest, seed, device), normalization)
     return even if task.drawing is None else UnevenSampler(even, task, split, seed)
 
 

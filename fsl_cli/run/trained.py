@@ -76,6 +76,7 @@ class Trained:
                 trained_ways=self.trained_ways,
                 splits=splits,
                 trained_shape=shape,
+                saved=payload,
                 trained_on=None if name in (None, self.settings.dataset["name"]) else str(name),
             )
         )
@@ -189,6 +190,7 @@ def test_again(job: TestJob) -> Results:
         console.say(lines.header(trained.settings, parts), style="bold")
         console.say(f"run     {trained.run.path}, checkpoint {name}, iteration {iteration}")
         lines.say_data(parts)
+        lines.say_normalization(parts)
         console.say(f"folder  {job.folder}")
         results = meta_test(trained.settings, parts, life.folder, name, iteration)
         life.done(**results.status())

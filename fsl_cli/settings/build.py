@@ -18,6 +18,7 @@ from typing_extensions import NotRequired, Required, Unpack
 
 from fsl_cli.errors import FslError, close_match, first_line, raise_all
 from fsl_cli.settings.conf_files import RESERVED
+from fsl_cli.settings.schema import common
 from fsl_cli.settings.targets import kind_of, target_of
 
 
@@ -29,9 +30,9 @@ def check(node: Mapping[str, Any], where: str, runtime: Collection[str], section
         return [error]
     schema = _schema(cls, runtime)
     try:
-        schema(**_options(node))
+        schema(**_options(node, where))
     except ValidationError as error:
-        return problems_of(error, schema, where, _options(node))
+        return problems_of(error, schema, where, _options(node, where))
     inner = nodes_in(node, where, cls)
     return [problem for place, (each, kind) in inner.items() for problem in check(each, place, runtime, kind)]
 
@@ -52,7 +53,7 @@ def build(node: Mapping[str, Any], where: str, runtime: Mapping[str, Any], secti
     raise_all(check(node, where, runtime, section))
     cls = target_of(node, section or where, where)
     taken = arguments_of(cls)
-    valid = _schema(cls, runtime)(**_options(node))  # converted to their types: the words "no" and "0.4" are a bool, a float
+    valid = _schema(cls, runtime)(**_options(node, where))  # of their types: the words "no" and "0.4" are a bool, a float
     options = {name: getattr(valid, name) for name in valid.model_fields_set}
     for place, (each, kind) in nodes_in(node, where, cls).items():
         name, _, label = place.removeprefix(f"{where}.").partition(".")
@@ -179,8 +180,11 @@ def _fields(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
     return list(schema.model_fields)
 
 
-def _options(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in node.items() if key not in RESERVED}
+def _options(node: Mapping[str, Any], where: str) -> dict[str, Any]:
+    others = RESERVED | common(where, node).keys()
+    if where == "train.optimizer":  # null takes back what another optimizer, that of the method, has options for
+        others |= {key for key, value in node.items() if value is None} - arguments_of(target_of(node, where)).keys()
+    return {str(key): value for key, value in node.items() if key not in others}
 
 
 def _schema(cls: type, runtime: Collection[str]) -> type[BaseModel]:

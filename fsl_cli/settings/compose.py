@@ -31,6 +31,7 @@ from fsl_cli.errors import FslError, first_line
 from fsl_cli.settings.conf_files import conf_dir, conf_dirs
 from fsl_cli.settings.overrides import parse
 from fsl_cli.settings.plain_yaml import escaped
+from fsl_cli.settings.schema import common
 from fsl_cli.settings.words import quoted
 
 T = TypeVar("T")
@@ -192,10 +193,10 @@ class Composer:
 
 
 def member_node(group: str, name: str) -> dict[str, Any]:
-    """The section that a member of a group makes, as plain containers; ``???`` stands for what has no default."""
+    """The options of a member of a group, as plain containers; ``???`` stands for what has no default."""
     node = OmegaConf.to_container(Composer("train").compose([f"{group}={name}"])[group], resolve=True)
     assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()}
+    return {str(key): value for key, value in node.items() if key not in common(group, node)}
 
 
 def run_folder(config: DictConfig) -> Path:

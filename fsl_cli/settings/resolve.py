@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from fsl_cli.errors import FslError, first_line, raise_all
 from fsl_cli.settings import build
 from fsl_cli.settings.nested import with_nodes
-from fsl_cli.settings.schema import DataSettings, ModelSettings, Settings
+from fsl_cli.settings.schema import COMMON, DataSettings, ModelSettings, Section, Settings, common
 from fsl_cli.settings.targets import target_of
 
 Checked = TypeVar("Checked", bound=DataSettings)
@@ -120,7 +120,7 @@ def _validated(config: dict[str, Any], schema: type[Checked]) -> Checked:
             found = build.check(node, where, runtime)
             if not found and where != "train.optimizer" and not isinstance(node.get("name"), str):
                 found.append(FslError("is missing: the word that tables and folders call it by", where=f"{where}.name"))
-            problems += found
+            problems += found + _common_problems(where, node)
     if not problems:
         problems += _engine_problems(config)
     settings: Checked | None = None
@@ -131,6 +131,16 @@ def _validated(config: dict[str, Any], schema: type[Checked]) -> Checked:
     raise_all(problems)
     assert settings is not None
     return settings
+
+
+def _common_problems(section: str, node: dict[str, Any]) -> list[FslError]:
+    """What is wrong with the settings of a section that are not options of its class."""
+    given = common(section, node)
+    try:
+        COMMON.get(section, Section)(**given)
+    except ValidationError as error:
+        return build.problems_of(error, COMMON[section], section, given)
+    return []
 
 
 def _unsolved(config: dict[str, Any]) -> list[FslError]:

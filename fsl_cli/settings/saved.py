@@ -18,7 +18,15 @@ from fsl_cli.settings.build import arguments_of, defaults_of, nodes_in
 from fsl_cli.settings.compose import Composer, without_hydra
 from fsl_cli.settings.conf_files import conf_dir
 from fsl_cli.settings.resolve import FOLDERS, RUNTIME, resolve
-from fsl_cli.settings.schema import EvalSettings, HardwareSettings, Section, TaskSettings, TrainSettings
+from fsl_cli.settings.schema import (
+    EvalSettings,
+    HardwareSettings,
+    InputSettings,
+    Section,
+    TaskSettings,
+    TrainSettings,
+    common,
+)
 from fsl_cli.settings.targets import target_of
 
 # Overrides that change how a trained model is tested; everything else belongs to training.
@@ -42,7 +50,9 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     for section, schema in sections.items():
         if isinstance(config.get(section), Mapping):
             fields = schema.model_fields.items()
-            config[section] = {**{name: field.default for name, field in fields if not field.is_required()}, **config[section]}
+            later = {name: field.default for name, field in fields if not field.is_required()}
+            plain = {name: value.model_dump() if isinstance(value, Section) else value for name, value in later.items()}
+            config[section] = {**plain, **config[section]}
     return config
 
 
@@ -129,6 +139,8 @@ def changed(saved: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, A
         Problems: overrides of keys that do not exist or that only matter in training, files and folders that are not given.
     """
     config = _opened(saved)
+    node = saved.get("dataset")
+    kept = InputSettings().model_dump() | (common("dataset", node) if isinstance(node, Mapping) else {})
     keys = [key for key in overrides.all_keys(config) if key.split(".")[0] in SECTIONS]
     problems = _not_given(named_files(saved), {each.key_or_group for each in parsed})
     for each in sorted(parsed, key=lambda each: each.key_or_group not in SWAPPABLE):  # groups first, then their keys
@@ -140,9 +152,14 @@ def changed(saved: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, A
             if not problems:
                 composed = without_hydra(Composer("train").compose([place]))
                 config[key] = plain_yaml.escaped(resolve(composed, throw_on_missing=False)[key])
+                if key == "dataset":
+                    config[key].update(plain_yaml.escaped(kept))  # as in the training, whatever the data set
                 keys += [name for name in overrides.all_keys(config) if name.startswith(f"{key}.")]
         elif key in ("algo", "backbone", "experiment"):
             problems.append(FslError("a trained model cannot change it", where=place, hint="override its options"))
+        elif key.startswith("dataset.") and key.removeprefix("dataset.") in kept:
+            what = "belongs to training: the images of every test are normalised as those of the training"
+            problems.append(FslError(what, where=place, hint="leave it out"))
         elif key.split(".")[0] not in SECTIONS and OmegaConf.select(config, key) is not None:
             problems.append(FslError("belongs to training", where=place, hint=f"fsl eval takes {', '.join(SECTIONS)}"))
         elif key not in keys or each.type is not OverrideType.CHANGE:

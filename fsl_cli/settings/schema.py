@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,9 @@ class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Factor = Annotated[float, Field(gt=0, le=1)]
 
 
 class TaskSettings(Section):
@@ -52,6 +56,38 @@ class TaskSettings(Section):
         return {name: value for name, value in self.model_dump().items() if value is not None and value != defaults[name]}
 
 
+def _means_and_deviations(value: list[list[float]]) -> list[list[float]]:
+    if len(value) != 2 or len(value[0]) != len(value[1]) or not value[0]:
+        raise ValueError("should be [[means],[deviations]] with one number of each for every channel")
+    if not all(0 <= mean <= 1 for mean in value[0]) or not all(0 < deviation <= 1 for deviation in value[1]):
+        raise ValueError("should be of pixels from 0 to 1: divide numbers of pixels from 0 to 255 by 255")
+    return value
+
+
+class InputSettings(Section):
+    """How the examples of any data set are prepared, beside the options of its class."""
+
+    normalize: Literal["data"] | Annotated[list[list[float]], AfterValidator(_means_and_deviations)] | None = None
+
+
+COMMON = {"dataset": InputSettings}  # settings of a section that are not options of its class
+
+
+def common(section: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section that are not options of its class."""
+    return {key: value for key, value in node.items() if section in COMMON and key in COMMON[section].model_fields}
+
+
+class AugmentSettings(Section):
+    """Random changes of training images; None and False: not changed."""
+
+    crop: int | None = Field(default=None, ge=1)
+    resized_crop: float | None = Field(default=None, gt=0, le=1)
+    flip: bool = False
+    jitter: float | None = Field(default=None, gt=0, le=1)
+    rotate_classes: bool = False
+
+
 class TrainSettings(Section):
     """Meta-training."""
 
@@ -64,12 +100,20 @@ class TrainSettings(Section):
     final_factor: float = Field(default=0.0, ge=0, le=1)
     step_every: int = Field(ge=1)
     step_at: list[Annotated[int, Field(ge=1)]] | None = None
-    step_factor: float = Field(gt=0, le=1)
+    step_factor: Factor | list[Factor]
     clip_grad_norm: float | None = Field(gt=0)
     log_every: int = Field(ge=1)
     val_every: int = Field(ge=1)
     val_episodes: int = Field(ge=2)
     patience: int | None = Field(ge=1)
+    augment: AugmentSettings = AugmentSettings()
+
+    @field_validator("step_factor")
+    @classmethod
+    def _one_for_each_drop(cls, value: float | list[float], others: ValidationInfo) -> float | list[float]:
+        if isinstance(value, list) and len(value) != len(others.data.get("step_at") or ()):
+            raise ValueError("should be one factor, or a list with one for each iteration of train.step_at")
+        return value
 
     @field_validator("schedule_by")
     @classmethod

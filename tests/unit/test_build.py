@@ -68,6 +68,7 @@ def test_any_optimizer_of_torch_with_its_own_options(name):
     optimizer = build.build(node, "train.optimizer", {"params": parameters})
     assert type(optimizer).__name__ == name
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert build.check({**node, "rho": None}, "train.optimizer", {"params"}) == []  # an option of Adadelta, taken back
     (problem,) = build.check({**node, "lrr": 1}, "train.optimizer", {"params"})
     assert str(problem).startswith("train.optimizer.lrr: unknown option (did you mean lr?")
 

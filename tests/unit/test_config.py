@@ -81,7 +81,7 @@ def test_every_group_has_its_members():
     assert count["dataset"] == 13
     assert count["backbone"] == 7
     assert count["hardware"] == 3
-    assert count["experiment"] == 54
+    assert count["experiment"] == 66
     everywhere = {
         "maml",
         "fomaml",
@@ -99,6 +99,8 @@ def test_every_group_has_its_members():
     tasks = ("5w1s", "5w5s", "20w1s", "20w5s")
     others = {"demo", "mann_omniglot_5w1s", "maml_sinusoid_5shot", "maml_sinusoid_10shot"}
     others |= {"imp_omniglot_alphabets", "protonet_omniglot_alphabets"}
+    others |= {f"{algo}_cifar_fs_{task}" for algo in ("protonet", "maml", "r2d2", "baseline") for task in ("5w1s", "5w5s")}
+    others |= {f"{algo}_{dataset}" for algo in ("metaoptnet", "protonet_resnet12") for dataset in ("cifar_fs", "fc100")}
     assert others | {f"{algo}_omniglot_{task}" for algo in everywhere for task in tasks} == set(choices("experiment"))
     files = [path for path in conf_dir().rglob("*.yaml") if path.parent not in (conf_dir(), conf_dir() / TUNED)]
     assert len(files) == len(MEMBERS) == sum(count.values())
@@ -134,7 +136,7 @@ def test_an_experiment_has_the_network_of_its_papers_code():
 def test_a_member_has_exactly_the_options_of_its_constructor(group, name):
     node = member(group, name)[group]
     arguments = set(build.arguments_of(build.target_of(node, group)))
-    assert set(node) - RESERVED == arguments - config.RUNTIME[group]
+    assert set(node) - RESERVED - schema.common(group, node).keys() == arguments - config.RUNTIME[group]
     assert set(node) >= RESERVED
     assert node["name"] == name
 
@@ -149,6 +151,8 @@ def test_hardware_has_exactly_the_settings_that_are_used(name):
 def test_train_yaml_has_exactly_the_settings_of_each_section(section, default):
     assert set(default[section]) == set(schema.Settings.model_fields[section].annotation.model_fields)
     assert set(default) == set(schema.Settings.model_fields)
+    assert schema.AugmentSettings(**default["train"]["augment"]) == schema.AugmentSettings()
+    assert set(default["train"]["augment"]) == set(schema.AugmentSettings.model_fields)
 
 
 @pytest.mark.parametrize("path", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: str(path.relative_to(conf_dir())))
@@ -244,6 +248,14 @@ def test_all_problems_are_reported_together_with_close_matches(default):
         ("train__step_factor", 1.1),
         ("train__step_factor", 0),
         ("train__step_at", 4000),
+        ("train__step_factor", [0.5]),  # without step_at
+        ("train__augment__crop", 0),
+        ("train__augment__jitter", 1.5),
+        ("train__augment__resized_crop", 0),
+        ("dataset__normalize", "date"),
+        ("dataset__normalize", [[0.5], [0.0]]),
+        ("dataset__normalize", [[0.5, 0.5], [0.2]]),
+        ("dataset__normalize", [[129.4], [68.2]]),
         ("train__clip_grad_norm", 0),
         ("train__patience", 0),
         ("train__val_every", -5),

@@ -148,6 +148,8 @@ def test_the_schedules_are_torchs_and_their_formulas():
     step = rates(iterations=8, schedule="step", step_every=3, step_factor=0.5)
     assert step == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.StepLR(opt, 3, 0.5), 8))
     assert step == pytest.approx([0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
+    uneven = rates(iterations=8, schedule="step", step_at=[5, 2], step_factor=[0.06, 0.2])
+    assert uneven == pytest.approx([0.2 * each for each in (1, 1, 0.06, 0.06, 0.06, 0.012, 0.012, 0.012)])
     step = rates(iterations=8, schedule="step", step_at=[4, 5, 7], step_factor=0.5)
     assert step == pytest.approx(torchs(lambda opt: torch.optim.lr_scheduler.MultiStepLR(opt, [4, 5, 7], 0.5), 8))
     assert step == pytest.approx([0.2, 0.2, 0.2, 0.2, 0.1, 0.05, 0.05, 0.025])

@@ -47,6 +47,7 @@ class Algorithm(nn.Module, ABC):
         embeds: whether `predict` depends on the images only through `embed` of each single image, as the method below
             does. Evaluation then embeds an image once, however many episodes it occurs in.
         compares_inputs: whether it compares examples as they are, which says nothing where they are numbers of words.
+        labels_classes: whether it learns the classes of the training split themselves, from `Episodes.classes`.
     """
 
     problems: ClassVar[tuple[type[Problem], ...]] = (Classification,)
@@ -55,6 +56,7 @@ class Algorithm(nn.Module, ABC):
     transductive: bool
     embeds: bool = False
     compares_inputs: bool = False
+    labels_classes: bool = False
 
     def train_task(self, task: Task) -> Task:
         """Shape of the training episodes, given the shape of the test episodes."""

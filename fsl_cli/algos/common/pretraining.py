@@ -38,6 +38,7 @@ class Pretrained(Algorithm):
     masks = uneven = True
     transductive = False
     embeds = True
+    labels_classes = True
 
     def __init__(self, backbone: nn.Module, head: ClassHead, train_ways: int | None) -> None:
         super().__init__()
