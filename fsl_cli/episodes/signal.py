@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fsl_cli.episodes.episodes import Episodes
 from fsl_cli.episodes.sampler import Sampler
-from fsl_cli.episodes.uneven_sampler import batches, order
 from fsl_cli.errors import FslError
 
 _EXAMPLES = 1000  # are looked at, in 4 to 64 episodes
@@ -20,7 +19,7 @@ def check_signal(sampler: Sampler, split: str, warn: Callable[[str], None]) -> N
     """Look at the first episodes of a split.
 
     Args:
-        sampler: draws them.
+        sampler: draws them, with images as they are: a blank image that is normalised has channels of different values.
         split: its name, for messages.
         warn: called when some of the images are blank.
 
@@ -28,12 +27,11 @@ def check_signal(sampler: Sampler, split: str, warn: Callable[[str], None]) -> N
         FslError: examples or targets are not finite, or all examples of an episode are the same, as blank images are.
     """
     hint = "look at the files of the data set and at what has converted them"
-    (first,) = (_examples(each) for each in sampler.batch(0, 1).split(1))
+    first = _examples(sampler.batch(0, 1))
     count = min(max(_EXAMPLES // len(first[0]), 4), 64)
     blank = seen = 0
-    drawn = batches(sampler, order(sampler, 0, count))
-    for episode in (each for episodes in drawn for each in episodes.split(1)):
-        x, y = _examples(episode)
+    for number in range(count):  # one at a time, because they may differ in size
+        x, y = _examples(sampler.batch(number, 1))
         if not (x.isfinite().all() and y.isfinite().all()):
             raise FslError(f"the {split} split has examples that are not finite numbers", where="dataset", hint=hint)
         if bool((x == x[:1]).all()):

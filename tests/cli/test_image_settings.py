@@ -132,3 +132,13 @@ def test_pre_training_is_augmented(small: Callable[..., Path], photos: Path):
     plain, changed = small("plain", *mine), small("changed", *mine, "train.augment.flip=true")
     assert metrics(changed)[0]["train/loss"] != metrics(plain)[0]["train/loss"]
     assert results(changed)["episodes_digest"] == results(plain)["episodes_digest"]
+
+
+def test_episodes_of_different_sizes_are_changed_too(small: Callable[..., Path], photos: Path, tmp_path: Path):
+    mine = words(photos, *CHANGES, "task.shots=1..2", "algo.train_ways=3")
+    whole = small("whole", *mine)
+    small("parts", *mine, "train.iterations=3", "eval.episodes=0")
+    small("parts", *mine, "resume=auto")
+    assert metrics(tmp_path / "parts")[-1] == metrics(whole)[-1]
+    assert results(tmp_path / "parts") == results(whole)
+    assert results(small("plain", *words(photos, "task.shots=1..2", "algo.train_ways=3")))["loss"] != results(whole)["loss"]
