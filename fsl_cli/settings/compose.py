@@ -196,7 +196,8 @@ def member_node(group: str, name: str) -> dict[str, Any]:
     """The options of a member of a group, as plain containers; ``???`` stands for what has no default."""
     node = OmegaConf.to_container(Composer("train").compose([f"{group}={name}"])[group], resolve=True)
     assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items() if key not in common(group, node)}
+    plain = {str(key): value for key, value in node.items()}
+    return {key: value for key, value in plain.items() if key not in common(group, plain)}
 
 
 def run_folder(config: DictConfig) -> Path:

@@ -9,6 +9,8 @@ from problems import numbered, sampler
 
 from fsl_cli.episodes import EpisodeSampler, Task
 from fsl_cli.episodes import normalization as module
+from fsl_cli.episodes.adapted_sampler import AdaptedEpisodeSampler, PixelAdaptation, adapted_sampler
+from fsl_cli.episodes.mixture_sampler import MixtureSampler
 from fsl_cli.episodes.normalization import Normalization, NormalizedSampler, measured, normalized
 from fsl_cli.episodes.training_augmentation import AugmentedSampler
 from fsl_cli.settings.schema import AugmentSettings
@@ -55,3 +57,20 @@ def test_channels_have_numbers_of_their_own():
     found = Normalization((0.0, 0.5), (1.0, 0.1))(images)
     assert torch.equal(found[:, 0], images[:, 0])
     assert found[:, 1].numpy() == pytest.approx((images[:, 1].numpy() - 0.5) / 0.1)
+
+
+def test_adapted_pictures_and_those_of_a_mixture_are_normalised_last():
+    def mixture() -> MixtureSampler:
+        small = PixelAdaptation((1, 12, 12), (3, 8, 8))
+        samplers = {name: adapted_sampler(sampler(Task(3, 2, 2), seed=seed), small) for seed, name in enumerate("ab")}
+        return MixtureSampler(samplers, [1, 1], "test", 0)
+
+    colours = Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    plain, changed = mixture(), normalized(mixture(), colours)
+    assert isinstance(changed, MixtureSampler)  # whose sets have scores of their own
+    torch.testing.assert_close(changed.batch(0, 9).query.x, colours(plain.batch(0, 9).query.x))
+    alone = adapted_sampler(sampler(Task(3, 2, 2)), PixelAdaptation((1, 12, 12), (3, 8, 8)))
+    assert isinstance(alone, AdaptedEpisodeSampler)
+    before = alone.images(torch.arange(4))
+    normalized(alone, colours)
+    torch.testing.assert_close(alone.images(torch.arange(4)), colours(before))
