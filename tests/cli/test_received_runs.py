@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ import pytest
 import torch
 import yaml
 from command_line import merged, results
+
+from fsl_cli.datasets.pack_reading import HASHES, INDEX, image_hashes
 
 
 def edited(run: Path, **sections: object) -> Path:
@@ -77,8 +78,8 @@ def test_the_test_images_are_the_readers_own(small, fsl, tmp_path, monkeypatch):
     doctored = tmp_path / "doctored"
     own = Path(os.environ["FSL_CACHE_DIR"]) / "packs"
     shutil.copytree(own, doctored / "packs", ignore=shutil.ignore_patterns("omniglot*", ".*"))
-    for index_file in doctored.rglob("index.json"):
-        make_trivial(index_file)
+    for hashes_file in doctored.rglob(HASHES):
+        make_trivial(hashes_file.with_name(INDEX))
     edited(run, cache_dir=str(doctored), data_dir=str(doctored))
     cheated = fsl("eval", f"run={run}", f"cache_dir={doctored}", f"hydra.run.dir={tmp_path / 'cheated'}")
     assert cheated.code == 0, cheated.err
@@ -104,8 +105,9 @@ def make_trivial(index_file: Path) -> None:
     images[first : first + len(rows)] = 0
     images[first : first + len(rows), 0, :8, :8] = 255 * bits[:, None, :]
     images.flush()
-    index["test"]["crc32"] = zlib.crc32(np.ascontiguousarray(images[first : first + len(rows)]).data)
-    index_file.write_text(json.dumps(index))
+    hashes = np.load(index_file.with_name(HASHES), mmap_mode="r+")
+    hashes[first : first + len(rows)] = image_hashes(images[first : first + len(rows)])
+    hashes.flush()
 
 
 PLUG_IN = """
