@@ -402,7 +402,7 @@ def test_unreadable_folder(toy: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("fsl_cli.datasets.image_files.os.scandir", refuse)  # root may read everything
+    monkeypatch.setattr("fsl_cli.datasets.file_tree.os.scandir", refuse)  # root may read everything
     shutil.copy(toy / "omniglot" / "images_evaluation.zip", tmp_path / "closed")
     message = failure(tmp_path / "closed", tmp_path / "cache")
     assert message.startswith(f"{tmp_path}/closed/images_background: cannot be read: Permission denied")
