@@ -15,7 +15,7 @@ Batch normalisation: while training by the mini-batch, in tests by the running a
 
 Deviations: the classifier starts at zero, theirs at random values. Mini-batches of training contain two images of each of
 ``train_ways`` classes; theirs are 16 images drawn from all of them. Pre-training uses SGD with Nesterov momentum and a cosine
-schedule, theirs Adam. Images are not augmented. Schedules are shorter.
+schedule, theirs Adam. Images are augmented only on request (``train.augment``). Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 

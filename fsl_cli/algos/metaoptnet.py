@@ -20,8 +20,8 @@ of training (``model.eval()`` there), ``transductive`` by the images of the epis
 Deviations: the dual is solved by the interior-point method of `fsl_cli.algos.common.crammer_singer` in double precision,
 not by qpth, and until convergence, where the paper stops after three iterations; ``ridge`` on the diagonal of the kernel
 makes it strictly convex; the paper's problem has none, the authors' code adds 1 (``algo.ridge=1``). Gamma starts at 10,
-theirs at 1. The network is the configured backbone without DropBlock, images are not augmented, the optimizer is Adam and
-schedules are shorter.
+theirs at 1. The network is the configured backbone without DropBlock, images are augmented only in the experiments,
+the optimizer is Adam and schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` on the queries of the training episodes, which have ``train_ways`` ways; ``scale``, gamma.
 

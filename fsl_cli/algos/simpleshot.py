@@ -14,7 +14,7 @@ Batch normalisation: while training by the mini-batch, in tests by the running a
 Deviations: the mean feature is a running average over the mini-batches of training, with the momentum of batch
 normalisation, instead of a pass over the training split at its end. The logits are distances without a temperature, so the
 test loss says little about ``l2n`` and ``cl2n``, whose distances are at most 4. Mini-batches contain two images of each of
-``train_ways`` classes, and images are not augmented. Schedules are shorter.
+``train_ways`` classes, and images are augmented only on request (``train.augment``). Schedules are shorter.
 
 Logged: ``loss`` and ``accuracy`` over all classes of the training split.
 
