@@ -63,8 +63,9 @@ class Experiment:
             self.parts.hardware,
         )
         self.validation = self.parts.sampler("val", self.settings.eval.seed)
-        check_signal(self.parts.raw_sampler("train", self.settings.seed), "train", console.warn)
-        check_signal(self.parts.raw_sampler("val", self.settings.eval.seed), "val", console.warn)
+        training = self.parts.as_they_are(self.training.sampler, "train", self.settings.seed)
+        check_signal(training, "train", console.warn)
+        check_signal(self.parts.as_they_are(self.validation, "val", self.settings.eval.seed), "val", console.warn)
         self.headline = self.parts.problem.headline
         self.wandb_id: str | None = None
         if self.start is not None and saved is not None:

@@ -43,7 +43,7 @@ def meta_test(settings: ModelSettings, parts: Parts, folder: RunFolder, checkpoi
 def compute(settings: ModelSettings, parts: Parts, checkpoint_name: str, iteration: int) -> tuple[Results, EpisodeScores]:
     """Score the test episodes: the means with their intervals, and one row per episode."""
     sampler = parts.sampler("test", settings.eval.seed)
-    check_signal(parts.raw_sampler("test", settings.eval.seed), "test", console.warn)
+    check_signal(parts.as_they_are(sampler, "test", settings.eval.seed), "test", console.warn)
     count = settings.eval.episodes
     with console.progress(f"testing on {count} episodes", count) as advance:
         scores = evaluate(parts.algorithm, sampler, count, parts.hardware, advance, curves=True)
