@@ -26,21 +26,17 @@ interval over 1,000 test episodes). ``scripts/leaderboard.sh --jobs 2 methods=si
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from fsl_cli.algos.common.pretraining import LinearHead, Pretrained
 from fsl_cli.algos.common.prototypes import class_means, squared_euclidean
-from fsl_cli.compute.running_averages import RunningMean
+from fsl_cli.algos.common.transformed_features import Transform, TransformedFeatures
 from fsl_cli.episodes import Episodes
 
-Transform = Literal["un", "l2n", "cl2n"]
 
-
-class SimpleShot(Pretrained):
+class SimpleShot(TransformedFeatures):
     """Classifies by the nearest centroid of pre-trained features.
 
     Args:
@@ -60,20 +56,9 @@ class SimpleShot(Pretrained):
         transform: Transform = "cl2n",
         train_ways: Annotated[int, Ge(2)] = 64,
     ) -> None:
-        super().__init__(backbone, LinearHead(features, classes), train_ways)
-        self.transform = transform
-        self.center = RunningMean(features)
-
-    def seen(self, features: Tensor) -> None:
-        """Update the mean feature."""
-        self.center.move(features)
+        super().__init__(backbone, features, classes, transform, train_ways)
 
     def classify(self, episodes: Episodes) -> Tensor:
         """Negative squared distances to the centroids."""
-        support, query = self._transformed(episodes.support.x), self._transformed(episodes.query.x)
+        support, query = self.transformed(episodes.support.x), self.transformed(episodes.query.x)
         return -squared_euclidean(query, class_means(support, episodes.support.y, episodes.ways, episodes.support.mask))
-
-    def _transformed(self, features: Tensor) -> Tensor:
-        if self.transform == "cl2n":
-            features = features - self.center.mean
-        return features if self.transform == "un" else F.normalize(features, dim=-1)

@@ -31,7 +31,7 @@ from fsl_cli.settings.conf_files import RESERVED, choices, conf_dir
 from fsl_cli.training import Training
 
 NAMES = choices("algo")
-COUNT = 26
+COUNT = 27
 CLASSES = striped_classes(classes=12, images=10, size=12)
 SHAPE = CLASSES.example_shape
 WAYS = 3
@@ -48,6 +48,7 @@ VARIANTS = [(name, "") for name in NAMES] + [
     ("mamlpp", "first_order_iterations=3"),
     ("meta_lstm", "hidden_size=4"),
     ("simpleshot", "transform=l2n"),
+    ("logistic", "transform=un"),
     ("mann", "training=sequence"),
 ]
 
@@ -167,7 +168,7 @@ def test_options_of_the_training_episodes_are_used():
         algorithm, config = made(name)  # with train_ways 4, train_shots 3 and train_queries 2 where there is such an option
         has_ways, has_shots, has_queries = (f"train_{what}" in config["algo"] for what in ("ways", "shots", "queries"))
         expected = Task(4 if has_ways else 5, 3 if has_shots else 2, 2 if has_queries else 7)
-        if name in ("baseline", "baselinepp", "finetune", "simpleshot"):
+        if name in ("baseline", "baselinepp", "finetune", "simpleshot", "logistic"):
             expected = Task(4, 1, 1)  # a mini-batch with two images of each class
         assert algorithm.train_task(Task(5, 2, 7)) == expected, name
         for what in ("ways", "shots", "queries"):  # null, except for mini-batches
