@@ -11,7 +11,7 @@ import pytest
 from wandb_file import find_wandb, read_wandb
 
 from fsl_cli.errors import FslError
-from fsl_cli.results import wandb_environment
+from fsl_cli.results import wandb_environment, wandb_run
 from fsl_cli.results.wandb_run import WandbRun
 
 
@@ -153,3 +153,8 @@ def test_auto_follows_wandb_mode(no_key, monkeypatch, mode):
     assert wandb_environment.resolve_mode("auto") == mode
     monkeypatch.setenv("WANDB_MODE", "nonsense")
     assert wandb_environment.resolve_mode("auto") == "online"
+
+
+def test_wandb_may_hold_up_a_run_that_has_started_for_15_seconds_altogether():
+    limits = (wandb_run.FINISH, wandb_run._ARTIFACT, wandb_run._GRACE, wandb_run._TEARDOWN)
+    assert sum(limits) <= 15
