@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,30 +54,21 @@ class Features(LabelledRows):
     @property
     def example_shape(self) -> tuple[int, ...]:
         """``(D,)``."""
-        return (self._table.values.shape[1],)
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """The class of each row."""
-        return self._table.labels
-
-    @property
-    def row_splits(self) -> Sequence[str] | None:
-        """The split of each row; None if the file does not say."""
-        return self._table.splits
+        return (self.table.values.shape[1],)
 
     def values(self, rows: np.ndarray) -> Tensor:
         """float32 ``[n, D]`` of rows, int64 ``[n]``, filled in and standardised."""
         return torch.from_numpy(self._values[rows].astype(np.float32))
 
     @cached_property
-    def _table(self) -> FeatureTable:
+    def table(self) -> FeatureTable:
+        """Vectors and labels."""
         return read_features(self.file, self.label, self.labels_file)
 
     @cached_property
     def _values(self) -> np.ndarray:
         """float64 ``[n, D]``, filled in and standardised."""
-        values, training = self._table.values, self.training_rows
+        values, training = self.table.values, self.training_rows
         if self.missing == "refuse" and (rows := rows_with_missing(values)):
             hint = "complete or remove them, or set dataset.missing=mean"
             raise FslError(f"values are missing or infinite in rows {rows}", where=str(self.file), hint=hint)

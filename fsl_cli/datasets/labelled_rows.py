@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from annotated_types import Gt, Len, Lt
@@ -22,6 +22,21 @@ from fsl_cli.errors import FslError
 Rows = dict[str, np.ndarray]  # the rows of each class
 Fractions = Annotated[list[Annotated[float, Gt(0), Lt(1)]], Len(3, 3)]
 SplitBy = Literal["column", "file", "fractions"]
+
+
+class LabelledTable(Protocol):
+    """What a file says of its rows.
+
+    Attributes:
+        labels: the class of each row.
+        splits: the split of each row; None if the file does not say.
+    """
+
+    @property
+    def labels(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def splits(self) -> Sequence[str] | None: ...  # noqa: D102
 
 
 class LabelledRows(ExampleClasses):
@@ -58,13 +73,8 @@ class LabelledRows(ExampleClasses):
 
     @property
     @abstractmethod
-    def labels(self) -> Sequence[str]:
-        """The class of each row."""
-
-    @property
-    @abstractmethod
-    def row_splits(self) -> Sequence[str] | None:
-        """The split of each row; None if the file does not say."""
+    def table(self) -> LabelledTable:
+        """The content of the file."""
 
     @abstractmethod
     def values(self, rows: np.ndarray) -> Tensor:
@@ -91,9 +101,9 @@ class LabelledRows(ExampleClasses):
     @cached_property
     def rows(self) -> Mapping[str, Rows]:
         """The rows of each class of each split."""
-        labels = np.array(self.labels)
+        labels = np.array(self.table.labels)
         classes = {str(name): np.flatnonzero(labels == name) for name in np.unique(labels)}
-        by = self.split_by or ("file" if self.split_file else "fractions" if self.row_splits is None else "column")
+        by = self.split_by or ("file" if self.split_file else "fractions" if self.table.splits is None else "column")
         if by == "fractions":
             return self.drawn(classes)
         if by == "file":
@@ -102,9 +112,9 @@ class LabelledRows(ExampleClasses):
                     "is missing", where="dataset.split_file", hint="name a CSV file with the columns class and split"
                 )
             return split_by_file(classes, self.split_file)
-        if self.row_splits is None:
+        if self.table.splits is None:
             raise FslError("has no column split", where=str(self.file), hint="use dataset.split_by=file or fractions")
-        return self._by_column(classes, self.row_splits)
+        return self._by_column(classes, self.table.splits)
 
     @property
     def training_rows(self) -> np.ndarray:
@@ -121,8 +131,8 @@ class LabelledRows(ExampleClasses):
         """Classes drawn for each split by ``fractions`` and ``split_seed``."""
         return split_by_fractions(classes, self.fractions, self.split_seed)
 
-    def _by_column(self, classes: Rows, row_splits: Sequence[str]) -> Mapping[str, Rows]:
-        splits = np.array([split_name(each, f"{self.file}, row {row}") for row, each in enumerate(row_splits, 1)])
+    def _by_column(self, classes: Rows, splits_of_rows: Sequence[str]) -> Mapping[str, Rows]:
+        splits = np.array([split_name(each, f"{self.file}, row {row}") for row, each in enumerate(splits_of_rows, 1)])
         if several := [name for name, rows in classes.items() if len(set(splits[rows])) > 1]:
             what = f"has classes in more than one split: {first_of(several)}"
             hint = "a test needs classes that training does not have: dataset.split_by=fractions draws them"

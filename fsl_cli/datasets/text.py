@@ -80,16 +80,6 @@ class Text(LabelledRows):
         """``(D,)`` of vectors, ``(L,)`` of the numbers of L words."""
         return (self._encoded.shape[1],)
 
-    @property
-    def labels(self) -> Sequence[str]:
-        """The class of each text."""
-        return self._table.labels
-
-    @property
-    def row_splits(self) -> Sequence[str] | None:
-        """The split of each text; None if the file does not say."""
-        return self._table.splits
-
     @cached_property
     def vocabulary(self) -> Sequence[str] | None:
         """Words of the training classes; word k has the number k + 2. None: examples are vectors."""
@@ -110,17 +100,18 @@ class Text(LabelledRows):
         return found
 
     @cached_property
-    def _table(self) -> TextTable:
+    def table(self) -> TextTable:
+        """Texts and labels."""
         return read_texts(self.file, self.text, self.label)
 
     @property
     def _training_texts(self) -> list[str]:
-        return [self._table.texts[row] for row in self.training_rows]
+        return [self.table.texts[row] for row in self.training_rows]
 
     @cached_property
     def _encoded(self) -> Any:
         """Examples of all rows: an array, or a sparse matrix."""
-        texts = self._table.texts
+        texts = self.table.texts
         if self.encoder == "tfidf":
             return tf_idf(texts, self.training_rows, self.max_words, self.min_texts)
         if self.vocabulary is not None:
@@ -133,7 +124,7 @@ class Text(LabelledRows):
         return (vectors - mean) / np.where(deviation > 0, deviation, 1)
 
     def _report_twice(self, splits: Mapping[str, Rows]) -> None:
-        texts = self._table.texts
+        texts = self.table.texts
         of_splits = {split: {texts[row] for rows in classes.values() for row in rows} for split, classes in splits.items()}
         twice = (of_splits["train"] & of_splits["val"]) | ((of_splits["train"] | of_splits["val"]) & of_splits["test"])
         if twice:

@@ -71,7 +71,7 @@ class Parts:
         return sampler_of(self.dataset, split, task, seed, self.hardware.device, normalization)
 
     def as_they_are(self, sampler: Sampler, split: SplitName, seed: int) -> Sampler:
-        """Episodes of `sampler` with images as they are: the given sampler itself, unless it changes them."""
+        """Episodes of a sampler with images as they are: the given sampler itself, unless it changes them."""
         changed = self.normalization is not None or isinstance(sampler, AugmentedSampler)
         return self.raw_sampler(split, seed) if changed else sampler
 
